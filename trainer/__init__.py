@@ -1,0 +1,1 @@
+"""Fine-tunes a small language model, proves the exported files and publishes them as a run."""
