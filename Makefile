@@ -1,0 +1,75 @@
+# Tuneship: one set of commands. `make help` lists them.
+PYTHON  ?= python3
+STORE   ?= models
+CONFIG  ?= configs/demo.toml
+DATA    ?=
+QUESTIONS ?= data/handbook-en/questions.jsonl
+RUN     ?= current
+HOST    ?= 127.0.0.1
+PORT    ?= 8000
+URL     ?= http://127.0.0.1:$(PORT)/v1
+ARGS    ?=
+
+trainer := .venv/trainer/bin/python -m trainer
+server  := .venv/server/bin/python -m server
+clients := .venv/clients/bin/python -m clients
+store   := $(PYTHON) -m modelstore --store $(STORE)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo train serve eval bench report chat runs promote rollback prune check test clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  variables: DATA CONFIG QUESTIONS STORE RUN HOST PORT URL PYTHON, and ARGS for any further option"
+
+setup: ## make or refresh the environments below .venv/
+	@$(PYTHON) tools/envs.py
+
+demo: ## the whole job on this machine: train, verify, serve, evaluate, report
+	@$(PYTHON) tools/demo.py --store $(STORE)
+
+train: ## fine-tune on DATA=my.jsonl with CONFIG=configs/demo.toml; resumes by itself
+	@$(PYTHON) tools/envs.py trainer
+	@$(trainer) train --config $(CONFIG) --store $(STORE) $(if $(DATA),--data $(DATA)) $(ARGS)
+
+serve: ## serve RUN=current and its base model on HOST:PORT
+	@$(PYTHON) tools/envs.py server
+	@$(server) serve $(RUN) --store $(STORE) --host $(HOST) --port $(PORT) $(ARGS)
+
+eval: ## ask the server at URL the QUESTIONS, base against tuned
+	@$(PYTHON) tools/envs.py clients
+	@$(clients) eval --url $(URL) --questions $(QUESTIONS) --store $(STORE) $(ARGS)
+
+bench: ## measure latency and throughput of the server at URL
+	@$(PYTHON) tools/envs.py clients
+	@$(clients) bench --url $(URL) $(ARGS)
+
+report: ## write the report of RUN's newest evaluation again
+	@$(PYTHON) tools/envs.py clients
+	@$(clients) report $(RUN) --store $(STORE) $(ARGS)
+
+chat: ## talk to the server at URL
+	@$(PYTHON) tools/envs.py clients
+	@$(clients) chat --url $(URL) $(ARGS)
+
+runs: ## what is in the store
+	@$(store) runs $(ARGS)
+
+promote: ## let the channel `current` name RUN=…
+	@$(store) promote $(RUN)
+
+rollback: ## let the channel `current` name the run before
+	@$(store) rollback
+
+prune: ## delete the runs that no channel names
+	@$(store) prune $(ARGS)
+
+check: ## formatting, lint and types of everything
+	@$(PYTHON) tools/envs.py --dev
+	@$(PYTHON) tools/check.py
+
+test: check ## everything: checks, unit tests, real engines, the real demo
+	@$(PYTHON) tools/test.py $(ARGS)
+
+clean: ## remove the environments and caches (never the store)
+	rm -rf .venv .mypy_cache .ruff_cache .hypothesis .coverage*

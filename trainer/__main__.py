@@ -1,0 +1,6 @@
+"""`python -m trainer`."""
+
+from modelstore import exit_cleanly
+from trainer.cli import main
+
+exit_cleanly(main)

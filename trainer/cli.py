@@ -1,0 +1,100 @@
+"""The command line of the trainer: parses and delegates."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+EXIT_FAILED, EXIT_STOPPED = 1, 3
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Fine-tune a language model on your own questions and answers, prove the result, publish it."""
+
+
+@main.command()
+@click.option("--config", type=click.Path(path_type=Path), default=Path("configs/demo.toml"), show_default=True)
+@click.option("--data", type=click.Path(path_type=Path), help="Replaces data.path of the config.")
+@click.option("--questions", type=click.Path(path_type=Path), help="Replaces data.questions: must not occur in the data.")
+@click.option("--store", type=click.Path(path_type=Path), default=Path("models"), show_default=True)
+@click.option("--again", is_flag=True, help="Train although a run of the same config and data exists.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout; progress stays on stderr.")
+def train(config: Path, data: Path | None, questions: Path | None, store: Path, again: bool, as_json: bool) -> None:
+    """Data in, published run out. The same command resumes a stopped run."""
+    _prepare_process()
+    from modelstore import Store
+    from trainer.config import load_config
+    from trainer.finetune import Diverged, Stopped
+    from trainer.pipeline import Outcome, VerificationFailed
+    from trainer.pipeline import train as run_pipeline
+    from trainer.progress import Reporter
+
+    parsed = load_config(config, _overrides(data, questions))
+    reporter = Reporter()
+    try:
+        outcome: Outcome = run_pipeline(parsed, Store(store), reporter, _stop_signal(), again)
+    except Stopped as stopped:
+        click.echo(str(stopped), err=True)
+        sys.exit(EXIT_STOPPED)
+    except (Diverged, VerificationFailed) as failure:
+        click.echo(f"error: {failure}", err=True)
+        sys.exit(EXIT_FAILED)
+    finally:
+        reporter.close()
+    _print_outcome(outcome, as_json)
+
+
+def _overrides(data: Path | None, questions: Path | None) -> dict[str, Any]:
+    """Other data means other questions: those of the config belong to the config's data."""
+    overrides: dict[str, Any] = {}
+    if data:
+        overrides = {"data.path": str(data), "data.questions": None}
+    if questions:
+        overrides["data.questions"] = str(questions)
+    return overrides
+
+
+def _prepare_process() -> None:
+    """Settings that torch and its OpenMP runtime read once, when they are loaded."""
+    from trainer.machine import cpu_threads
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(cpu_threads()))
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads on shared cores are ten times slower
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def _stop_signal() -> Any:
+    """SIGTERM and the first SIGINT ask for a checkpoint; a second SIGINT ends at once."""
+    asked: list[int] = []
+
+    def ask(number: int, _: Any) -> None:
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.append(number)
+        click.echo("stopping after a checkpoint (Ctrl-C again stops at once, without one)", err=True)
+
+    signal.signal(signal.SIGTERM, ask)
+    signal.signal(signal.SIGINT, ask)
+    return lambda: bool(asked)
+
+
+def _print_outcome(outcome: Any, as_json: bool) -> None:
+    run = outcome.run
+    if as_json:
+        print(json.dumps({"run": run.id, "path": str(run.path), "is_new": outcome.is_new}))
+        return
+    said = "published" if outcome.is_new else "already trained with this config and data (--again trains anew):"
+    print(f"{said} {run.id}")
+    for check in run.manifest.verification:
+        figures = ", ".join(f"{name} {value}" for name, value in check.figures.items())
+        print(f"  {'ok' if check.passed else 'FAILED':6} {check.name}: {figures}")

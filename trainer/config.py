@@ -1,0 +1,158 @@
+"""The training configuration: a TOML file parsed into a frozen model that refuses what it does not know.
+
+Every mistake in a file is reported at once, with the file, the dotted key and what is allowed, before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from modelstore import UserError
+
+SEVEN_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(_Section):
+    """Which base model, in which precision, at which length."""
+
+    base: str = Field(min_length=3, description="hub:REPO@REVISION, modelscope:REPO, package:NAME or a local folder")
+    weights: Literal["4bit", "bf16", "fp16", "fp32"] = Field("bf16", description="precision of the frozen base weights")
+    max_length_tokens: int = Field(2048, ge=16, le=131072, description="rows longer than this are cut, and counted")
+
+
+class DataConfig(_Section):
+    """Where the training rows and the evaluation questions are."""
+
+    path: Path = Field(description="JSONL, JSON, CSV or Parquet")
+    questions: Path | None = Field(None, description="evaluation set that must not occur in the training rows")
+    max_bad_rows_share: float = Field(0.01, ge=0, lt=1, description="more bad rows than this share refuse the file")
+    held_out_share: float = Field(0.0, ge=0, le=0.5, description="share of rows kept back for the evaluation loss")
+    seed: int = Field(3407, ge=0, description="decides the split")
+
+
+class LoraConfig(_Section):
+    """The adapter that is trained (Hu et al. 2021, LoRA)."""
+
+    r: int = Field(16, ge=1, le=512, description="rank")
+    alpha: int = Field(16, ge=1, le=1024, description="scale: the update is multiplied by alpha / r")
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: tuple[str, ...] = Field(SEVEN_TARGETS, min_length=1, description="linear layers that get an adapter")
+
+
+class TrainingConfig(_Section):
+    """How long and how fast the adapter is trained."""
+
+    backend: Literal["auto", "transformers"] = Field("auto", description="which training stack")
+    epochs: Annotated[float, Field(gt=0, le=1000)] | None = Field(None, description="passes over the data")
+    max_steps: Annotated[int, Field(ge=1)] | None = Field(None, description="optimizer steps; wins over epochs")
+    batch_size: int = Field(4, ge=1, le=4096, description="rows per forward pass")
+    gradient_accumulation_steps: int = Field(1, ge=1, le=4096, description="forward passes per optimizer step")
+    learning_rate: float = Field(2e-4, gt=0, le=1)
+    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
+    warmup_steps: int = Field(10, ge=0)
+    weight_decay: float = Field(0.01, ge=0, le=1)
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    gradient_checkpointing: Literal["off", "on", "unsloth"] = Field("off", description="recompute to save memory")
+    group_by_length: bool = Field(True, description="batches of rows of similar length: less padding")
+    logging_steps: int = Field(5, ge=1)
+    save_steps: int = Field(50, ge=1, description="optimizer steps between two checkpoints")
+    keep_checkpoints: int = Field(2, ge=1, description="older ones are deleted")
+    seed: int = Field(3407, ge=0)
+
+    @model_validator(mode="after")
+    def _a_length(self) -> TrainingConfig:
+        if self.epochs is None and self.max_steps is None:
+            raise ValueError("set epochs or max_steps")
+        return self
+
+
+class ExportConfig(_Section):
+    """Which files are made for llama.cpp, and which of them is served unless the operator says otherwise."""
+
+    quantizations: tuple[str, ...] = Field(("Q8_0", "Q4_K_M"), min_length=1)
+    serve_quantization: str = "Q8_0"
+
+    @model_validator(mode="after")
+    def _served_is_exported(self) -> ExportConfig:
+        if self.serve_quantization not in self.quantizations:
+            raise ValueError(f"serve_quantization {self.serve_quantization!r} is not one of {list(self.quantizations)}")
+        return self
+
+
+class TrainConfig(_Section):
+    """The whole file. `name` becomes part of the run id."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$", description="lower-case letters, digits and dashes")
+    model: ModelConfig
+    data: DataConfig
+    lora: LoraConfig = LoraConfig()
+    training: TrainingConfig
+    export: ExportConfig = ExportConfig()
+
+
+def load_config(path: Path, overrides: dict[str, Any] | None = None) -> TrainConfig:
+    """Parse `path`; `overrides` maps dotted keys ("data.path") to values that replace the file's.
+
+    Raises UserError with every problem of the file.
+    """
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"There is no config at {path}. `ls configs/` lists the presets.") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path} cannot be read as TOML: {error}.") from None
+    for key, value in (overrides or {}).items():
+        section, _, field = key.rpartition(".")
+        (tree.setdefault(section, {}) if section else tree)[field] = value
+    try:
+        return TrainConfig.model_validate(tree)
+    except ValidationError as error:
+        problems = "\n".join(_problem(detail) for detail in error.errors())
+        raise UserError(f"{path} has {error.error_count()} problem(s):\n{problems}") from None
+
+
+def _problem(detail: Any) -> str:
+    key = ".".join(str(part) for part in detail["loc"]) or "(the whole file)"
+    if detail["type"] == "extra_forbidden":
+        return f"  {key}: no such key. {_nearest(detail['loc'])}"
+    given = "" if detail["type"] == "missing" or isinstance(detail["input"], dict) else f" (got {detail['input']!r})"
+    return f"  {key}: {detail['msg']}{given}"
+
+
+def _nearest(location: tuple[Any, ...]) -> str:
+    import difflib
+
+    model: type[BaseModel] = TrainConfig
+    for part in location[:-1]:
+        annotation = model.model_fields[str(part)].annotation
+        if not isinstance(annotation, type) or not issubclass(annotation, BaseModel):
+            break
+        model = annotation
+    near = difflib.get_close_matches(str(location[-1]), model.model_fields, n=1)
+    return f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(sorted(model.model_fields))}."
+
+
+def config_dict(config: TrainConfig) -> dict[str, Any]:
+    """The resolved configuration as plain JSON values."""
+    return config.model_dump(mode="json")
+
+
+def config_sha256(config: TrainConfig) -> str:
+    """Hash of everything that decides the trained weights and the exported files.
+
+    Paths are left out: the data's own hash stands for them.
+    """
+    tree = config_dict(config)
+    del tree["data"]["path"], tree["data"]["questions"]
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()

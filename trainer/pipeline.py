@@ -1,0 +1,169 @@
+"""The whole story: rows in, a proven and published run out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from modelstore import ArtifactSpec, Base, Check, Run, Staging, Store, UserError, new_run_id
+from trainer import unfinished
+from trainer.bases import resolve_base
+from trainer.config import TrainConfig, config_dict, config_sha256
+from trainer.export import export, needed_bytes
+from trainer.finetune import Finetuned, finetune
+from trainer.machine import hardware, package_versions
+from trainer.prepare import Prepared, prepare
+from trainer.progress import Reporter
+from trainer.rows import Rows, read_rows
+from trainer.verify import verify
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A published run; `is_new` is False when the same config and data had been trained before."""
+
+    run: Run
+    is_new: bool
+
+
+class VerificationFailed(Exception):
+    """The exported files are not the fine-tune. Nothing was published; the staging folder was kept."""
+
+    def __init__(self, failed: list[Check], staging: Path) -> None:
+        lines = "\n".join(f"  {check.name}: {check.figures}, wanted {check.limit}" for check in failed)
+        super().__init__(f"Verification failed, so nothing was published:\n{lines}\nThe files are in {staging}.")
+        self.failed = failed
+
+
+def train(config: TrainConfig, store: Store, report: Reporter, should_stop: Callable[[], bool], again: bool) -> Outcome:
+    """Everything that `make train` does. `again` trains although an equal run exists."""
+    rows = read_rows(config.data.path, max_bad_share=config.data.max_bad_rows_share)
+    report.say(f"data: {config.data.path}: {len(rows.conversations)} rows, format {rows.format}")
+    store.create()
+    fingerprint = f"{config_sha256(config)} {rows.sha256}"
+    if not again and (run := unfinished.published(store, config_sha256(config), rows.sha256)):
+        return Outcome(run, is_new=False)
+    base = resolve_base(config.model.base, store)
+    _refuse_full_disk(config, base, store)
+    run_id = unfinished.claim(store, fingerprint) or new_run_id(config.name, config.data.path.parent.name)
+    with store.stage(run_id) as staging:
+        unfinished.begin(store, run_id, fingerprint)
+        run = _train_and_publish(config, store, staging, base, rows, report, should_stop)
+    unfinished.finish(store, run_id)
+    if store.channel("current") is None:
+        store.promote(run.id)
+    return Outcome(run, is_new=True)
+
+
+def _train_and_publish(
+    config: TrainConfig,
+    store: Store,
+    staging: Staging,
+    base: Base,
+    rows: Rows,
+    report: Reporter,
+    should_stop: Callable[[], bool],
+) -> Run:
+    report.say(f"base: {base.id} ({base.manifest.base['repository']})")
+    tokenizer = load_tokenizer(base)
+    prepared = _prepare(config, rows, tokenizer, report)
+    report.say(f"training: run {staging.run_id}, {len(prepared.train)} rows")
+    tuned = finetune(
+        config,
+        base,
+        tokenizer,
+        prepared,
+        checkpoints=store.work(staging.run_id) / "checkpoints",
+        log_path=store.work(staging.run_id) / "training.jsonl",
+        on_step=report.on_step,
+        should_stop=should_stop,
+    )
+    artifacts = export(
+        tuned.model,
+        tokenizer,
+        base,
+        store,
+        staging.path,
+        quantizations=config.export.quantizations,
+        progress=report.say,
+    )
+    artifacts += _keep_records(store.work(staging.run_id), staging.path, prepared)
+    checks = verify(staging.path, base, tokenizer, prepared, tuned.model, report.say)
+    if failed := [check for check in checks if not check.passed]:
+        raise VerificationFailed(failed, staging.path)
+    return staging.publish(_describe(config, base, rows, prepared, tuned, checks), artifacts)
+
+
+def load_tokenizer(base: Base) -> Any:
+    """The base model's tokenizer with its chat template; padding on the right, as training needs it."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base.folder("hf"))
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def _prepare(config: TrainConfig, rows: Rows, tokenizer: Any, report: Reporter) -> Prepared:
+    prepared = prepare(
+        rows,
+        tokenizer,
+        max_length_tokens=config.model.max_length_tokens,
+        held_out_share=config.data.held_out_share,
+        seed=config.data.seed,
+        questions=config.data.questions,
+    )
+    figures = prepared.report
+    report.say(
+        f"prepared: {figures.tokens} tokens, {figures.trained_share:.0%} trained, {figures.truncated} rows cut, "
+        f"{figures.duplicates} duplicates, {len(figures.bad_rows)} bad rows"
+    )
+    report.say(f"a row, with the trained tokens marked: {figures.sample!r}")
+    return prepared
+
+
+def _refuse_full_disk(config: TrainConfig, base: Base, store: Store) -> None:
+    import shutil
+
+    needed, free = needed_bytes(base, config.export.quantizations), shutil.disk_usage(store.path).free
+    if needed > free:
+        raise UserError(
+            f"{store.path} has {free / 1e9:.1f} GB free and this run needs {needed / 1e9:.1f} GB (checkpoints, merged "
+            "weights, GGUF files). `make prune` removes runs that no channel names; --store names another disk."
+        )
+
+
+def _keep_records(work: Path, staging: Path, prepared: Prepared) -> list[ArtifactSpec]:
+    """The training curve and what was done to the data belong to the run."""
+    (staging / "training.jsonl").write_bytes((work / "training.jsonl").read_bytes())
+    report = json.dumps(asdict(prepared.report), ensure_ascii=False, indent=1)
+    (staging / "prepare.json").write_text(report + "\n", encoding="utf-8")
+    return [ArtifactSpec("training-log", "training.jsonl"), ArtifactSpec("prepare-report", "prepare.json")]
+
+
+def _describe(
+    config: TrainConfig, base: Base, rows: Rows, prepared: Prepared, tuned: Finetuned, checks: list[Check]
+) -> dict[str, Any]:
+    figures = prepared.report
+    return {
+        "base": {**base.manifest.base, "id": base.id},
+        "dataset": {
+            "path": str(config.data.path),
+            "sha256": rows.sha256,
+            "rows": len(rows.conversations),
+            "train_rows": len(prepared.train),
+            "held_out_rows": len(prepared.held_out),
+            "tokens": figures.tokens,
+            "trained_share": figures.trained_share,
+        },
+        "config": config_dict(config),
+        "config_sha256": config_sha256(config),
+        "packages": package_versions(),
+        "hardware": hardware(),
+        "training": asdict(tuned.summary),
+        "chat_template_sha256": base.manifest.chat_template_sha256,
+        "serve": {"quantization": config.export.serve_quantization},
+        "verification": checks,
+    }
