@@ -60,7 +60,10 @@ def served(run_id: str, store: Path) -> Iterator[str]:
     with log.open("w") as output, subprocess.Popen(argv, cwd=ROOT, stdout=output, stderr=output) as server:
         try:
             url = f"http://127.0.0.1:{port}"
-            run("wait until it generates", command("server", "server", "wait", "--url", url, "--timeout-s", str(READY_TIMEOUT_S)))
+            run(
+                "wait until it generates",
+                command("server", "server", "wait", "--url", url, "--timeout-s", str(READY_TIMEOUT_S)),
+            )
             yield url
         except StepFailed:
             print(log.read_text()[-2000:], file=sys.stderr)

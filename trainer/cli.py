@@ -22,7 +22,9 @@ def main() -> None:
 @main.command()
 @click.option("--config", type=click.Path(path_type=Path), default=Path("configs/demo.toml"), show_default=True)
 @click.option("--data", type=click.Path(path_type=Path), help="Replaces data.path of the config.")
-@click.option("--questions", type=click.Path(path_type=Path), help="Replaces data.questions: must not occur in the data.")
+@click.option(
+    "--questions", type=click.Path(path_type=Path), help="Replaces data.questions: must not occur in the data."
+)
 @click.option("--store", type=click.Path(path_type=Path), default=Path("models"), show_default=True)
 @click.option("--again", is_flag=True, help="Train although a run of the same config and data exists.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout; progress stays on stderr.")

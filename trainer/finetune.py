@@ -1,22 +1,21 @@
-"""Fine-tunes the base model with LoRA on tokenised examples: transformers + peft + trl, on a CPU or any accelerator."""
+"""Trains the adapter: one loop with progress, log, checkpoints, resume and stop, whatever the training stack beneath."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelstore import Base, UserError
-from trainer.config import LoraConfig, TrainConfig, TrainingConfig
+from modelstore import Base
+from trainer.backends import choose_backend
+from trainer.config import TrainConfig, TrainingConfig
 from trainer.machine import peak_memory_bytes
 
 if TYPE_CHECKING:
-    from trainer.prepare import Example, Prepared
-
-IGNORED_LABEL = -100  # the label that PyTorch's cross entropy leaves out
+    from trainer.prepare import Prepared
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,8 @@ def finetune(  # noqa: PLR0913
 
     checkpoints.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    trainer = _sft_trainer(config, _load_base(config, base), tokenizer, prepared, checkpoints)
+    backend = choose_backend(config)
+    trainer = backend.sft_trainer(config, base, tokenizer, prepared, checkpoints)
     watch = _watch(trainer, config.training, prepared, log_path, on_step, should_stop)
     trainer.add_callback(watch)
     resume_from = get_last_checkpoint(str(checkpoints))
@@ -102,100 +102,6 @@ def finetune(  # noqa: PLR0913
         resumed_from_step=resumed,
     )
     return Finetuned(trainer.model, summary)
-
-
-def _load_base(config: TrainConfig, base: Base) -> Any:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    if config.model.weights == "4bit" or config.training.optimizer == "adamw_8bit":
-        raise UserError(
-            'weights = "4bit" and optimizer = "adamw_8bit" need the CUDA backend, and this machine has no NVIDIA GPU. '
-            'On a CPU use weights = "bf16" and optimizer = "adamw", as configs/demo.toml does.'
-        )
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[config.model.weights]
-    model = AutoModelForCausalLM.from_pretrained(base.folder("hf"), dtype=dtype, use_safetensors=True)
-    model.config.use_cache = False
-    return model
-
-
-def _sft_trainer(config: TrainConfig, model: Any, tokenizer: Any, prepared: Prepared, checkpoints: Path) -> Any:
-    from trl import SFTTrainer
-
-    return SFTTrainer(
-        model=model,
-        args=_sft_config(config, checkpoints, bool(prepared.held_out)),
-        processing_class=tokenizer,
-        train_dataset=_dataset(prepared.train),
-        eval_dataset=_dataset(prepared.held_out) if prepared.held_out else None,
-        peft_config=_lora(config.lora),
-    )
-
-
-def _lora(lora: LoraConfig) -> Any:
-    from peft import LoraConfig as PeftLora
-
-    return PeftLora(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=list(lora.target_modules),
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
-
-
-def _sft_config(config: TrainConfig, checkpoints: Path, evaluates: bool) -> Any:
-    import torch
-    from trl import SFTConfig
-
-    training = config.training
-    return SFTConfig(
-        output_dir=str(checkpoints),
-        max_length=config.model.max_length_tokens,
-        num_train_epochs=training.epochs or 1,
-        max_steps=training.max_steps or -1,
-        per_device_train_batch_size=training.batch_size,
-        gradient_accumulation_steps=training.gradient_accumulation_steps,
-        learning_rate=training.learning_rate,
-        lr_scheduler_type=training.schedule,
-        warmup_steps=training.warmup_steps,
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        optim="adamw_torch_fused",
-        gradient_checkpointing=training.gradient_checkpointing != "off",
-        train_sampling_strategy="group_by_length" if training.group_by_length else "random",
-        logging_steps=training.logging_steps,
-        save_steps=training.save_steps,
-        save_total_limit=training.keep_checkpoints,
-        eval_strategy="steps" if evaluates else "no",
-        eval_steps=training.save_steps,
-        seed=training.seed,
-        data_seed=training.seed,
-        use_cpu=not torch.cuda.is_available(),
-        bf16=False,  # the weights have their precision already; autocast would add casts
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=torch.cuda.is_available(),
-    )
-
-
-def _dataset(examples: Sequence[Example]) -> Any:
-    from datasets import Dataset
-
-    return Dataset.from_dict(
-        {
-            "input_ids": [example.input_ids for example in examples],
-            "labels": [_labels(example) for example in examples],
-        }
-    )
-
-
-def _labels(example: Example) -> list[int]:
-    return [
-        token if trained else IGNORED_LABEL
-        for token, trained in zip(example.input_ids, example.completion_mask, strict=True)
-    ]
 
 
 def _keep_log_until(log_path: Path, step: int) -> None:
