@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelstore import Base
+
 from trainer.backends import choose_backend
 from trainer.config import TrainConfig, TrainingConfig
 from trainer.machine import peak_memory_bytes
@@ -59,7 +60,7 @@ class Diverged(Exception):
 OnStep = Callable[[int, int, dict[str, float]], None]
 
 
-def finetune(  # noqa: PLR0913
+def finetune(
     config: TrainConfig,
     base: Base,
     tokenizer: Any,
@@ -111,7 +112,7 @@ def _keep_log_until(log_path: Path, step: int) -> None:
         log_path.write_text("".join(line + "\n" for line in lines))
 
 
-def _watch(  # noqa: PLR0913
+def _watch(
     trainer: Any,
     training: TrainingConfig,
     prepared: Prepared,

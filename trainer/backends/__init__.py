@@ -9,6 +9,7 @@ from trainer.config import TrainConfig
 
 if TYPE_CHECKING:
     from modelstore import Base
+
     from trainer.prepare import Prepared
 
 
