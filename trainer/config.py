@@ -1,6 +1,6 @@
 """The training configuration: a TOML file parsed into a frozen model that refuses what it does not know.
 
-Every mistake in a file is reported at once, with the file, the dotted key and what is allowed, before anything is loaded.
+Every mistake in a file is reported at once: the file, the dotted key, what is allowed; before anything is loaded.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
 from modelstore import UserError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 SEVEN_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -46,7 +45,9 @@ class LoraConfig(_Section):
     r: int = Field(16, ge=1, le=512, description="rank")
     alpha: int = Field(16, ge=1, le=1024, description="scale: the update is multiplied by alpha / r")
     dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: tuple[str, ...] = Field(SEVEN_TARGETS, min_length=1, description="linear layers that get an adapter")
+    target_modules: tuple[str, ...] = Field(
+        SEVEN_TARGETS, min_length=1, description="linear layers that get an adapter"
+    )
 
 
 class TrainingConfig(_Section):

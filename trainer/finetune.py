@@ -1,4 +1,4 @@
-"""Trains the adapter: one loop with progress, log, checkpoints, resume and stop, whatever the training stack beneath."""
+"""Trains the adapter: one loop with progress, log, checkpoints, resume and stop, whatever the stack beneath."""
 
 from __future__ import annotations
 
