@@ -32,7 +32,6 @@ def train(config: Path, data: Path | None, questions: Path | None, store: Path, 
     """Data in, published run out. The same command resumes a stopped run."""
     _prepare_process()
     from modelstore import Store
-
     from trainer.config import load_config
     from trainer.finetune import Diverged, Stopped
     from trainer.pipeline import Outcome, VerificationFailed

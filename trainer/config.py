@@ -11,8 +11,9 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from modelstore import UserError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from modelstore import UserError
 
 SEVEN_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

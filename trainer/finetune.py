@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelstore import Base
-
 from trainer.backends import choose_backend
 from trainer.config import TrainConfig, TrainingConfig
 from trainer.machine import peak_memory_bytes

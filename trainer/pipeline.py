@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from modelstore import ArtifactSpec, Base, Check, Run, Staging, Store, UserError, new_run_id
-
 from trainer import unfinished
 from trainer.bases import resolve_base
 from trainer.config import TrainConfig, config_dict, config_sha256

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from modelstore import UserError
 
+from modelstore import UserError
 from trainer.config import SEVEN_TARGETS, config_sha256, load_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"

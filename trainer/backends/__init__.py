@@ -9,7 +9,6 @@ from trainer.config import TrainConfig
 
 if TYPE_CHECKING:
     from modelstore import Base
-
     from trainer.prepare import Prepared
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelstore import Base, UserError
-
 from trainer.config import LoraConfig, TrainConfig
 
 if TYPE_CHECKING:
