@@ -1,0 +1,112 @@
+"""`python -m modelstore`: list, promote, roll back, check and delete runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from modelstore import CHANNELS, Run, Store, exit_cleanly
+from modelstore.summary import newest_summary
+
+
+def main() -> None:
+    """Parse and delegate."""
+    arguments = _parser().parse_args()
+    arguments.act(Store(arguments.store), arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m modelstore", description=__doc__)
+    parser.add_argument("--store", type=Path, default=Path("models"))
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, act, what in (
+        ("runs", _runs, "what is there: id, base, data, loss, accuracy, size, channel"),
+        ("promote", _promote, "let `current` name a run"),
+        ("rollback", _rollback, "let `current` and `previous` change places"),
+        ("check", _check, "compare every file of a run with its manifest"),
+        ("remove", _remove, "delete a run that no channel names"),
+        ("prune", _prune, "delete all runs that no channel names"),
+    ):
+        command = commands.add_parser(name, help=what)
+        command.set_defaults(act=act)
+        command.add_argument("--json", action="store_true", help="one JSON document on stdout")
+        if name in ("promote", "check", "remove"):
+            command.add_argument("run", help="id, unique beginning of an id, or channel")
+    return parser
+
+
+def _runs(store: Store, arguments: argparse.Namespace) -> None:
+    rows = [_row(store, run) for run in store.runs()]
+    if arguments.json:
+        print(json.dumps(rows))
+    elif not rows:
+        print(f"No runs in {store.path} yet. `make train` or `make demo` makes the first.")
+    else:
+        _print_table(rows)
+
+
+def _row(store: Store, run: Run) -> dict[str, Any]:
+    summary = newest_summary(store, run.id)
+    return {
+        "id": run.id,
+        "base": run.manifest.base.get("id"),
+        "data": run.manifest.dataset.get("path"),
+        "loss": run.manifest.training.get("final_loss"),
+        "accuracy": summary,
+        "bytes": sum(artifact.bytes for artifact in run.manifest.artifacts),
+        "channel": next((name for name in CHANNELS if store.channel(name) == run.id), None),
+    }
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    shown = [("RUN", "BASE", "DATA", "LOSS", "ACCURACY", "SIZE", "CHANNEL")]
+    for row in rows:
+        loss = "-" if row["loss"] is None else f"{row['loss']:.3f}"
+        accuracy = "not evaluated" if row["accuracy"] is None else f"{row['accuracy']:.1%}"
+        size = f"{row['bytes'] / 1e6:.0f} MB"
+        shown.append((row["id"], row["base"] or "-", row["data"] or "-", loss, accuracy, size, row["channel"] or ""))
+    widths = [max(len(cells[column]) for cells in shown) for column in range(len(shown[0]))]
+    for cells in shown:
+        print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+
+
+def _promote(store: Store, arguments: argparse.Namespace) -> None:
+    run = store.run(arguments.run)
+    store.check(run)
+    store.promote(run.id)
+    _say(arguments, {"current": run.id, "previous": store.channel("previous")})
+
+
+def _rollback(store: Store, arguments: argparse.Namespace) -> None:
+    run = store.rollback()
+    _say(arguments, {"current": run.id, "previous": store.channel("previous")})
+
+
+def _check(store: Store, arguments: argparse.Namespace) -> None:
+    run = store.run(arguments.run)
+    store.check(run)
+    _say(arguments, {"run": run.id, "files": len(run.manifest.artifacts), "damaged": 0})
+
+
+def _remove(store: Store, arguments: argparse.Namespace) -> None:
+    run = store.run(arguments.run)
+    store.remove(run.id)
+    _say(arguments, {"removed": run.id})
+
+
+def _prune(store: Store, arguments: argparse.Namespace) -> None:
+    _say(arguments, {"removed": store.prune()})
+
+
+def _say(arguments: argparse.Namespace, facts: dict[str, Any]) -> None:
+    if arguments.json:
+        print(json.dumps(facts))
+        return
+    for name, value in facts.items():
+        print(f"{name}: {', '.join(value) or 'nothing' if isinstance(value, list) else value}")
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)

@@ -1,0 +1,302 @@
+"""The model store on disk: bases, runs, channels. Readers need no lock; each staging folder has one writer."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from modelstore.errors import UserError
+from modelstore.files import sha256, sync, sync_tree, told_apart, write_atomically
+from modelstore.manifest import FILE_NAME, Artifact, ArtifactSpec, Manifest, read_manifest, safe_path, to_json
+
+CHANNELS = ("current", "previous")
+ID = re.compile(r"^[a-z0-9][a-z0-9._-]{0,127}$")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A published run; its folder never changes."""
+
+    id: str
+    path: Path
+    manifest: Manifest
+
+    def artifact(self, kind: str, quantization: str | None = None) -> Artifact:
+        """The one file of this kind (and quantization). Raises UserError that lists what there is."""
+        found = [entry for entry in self.manifest.artifacts if entry.kind == kind]
+        if quantization:
+            found = [entry for entry in found if entry.quantization == quantization]
+        if len(found) != 1:
+            wanted = f"{kind} {quantization}" if quantization else kind
+            there = ", ".join(sorted({f"{e.kind} {e.quantization or ''}".strip() for e in self.manifest.artifacts}))
+            raise UserError(f"{self.id} has {len(found)} files of kind {wanted!r}. It has: {there}.")
+        return found[0]
+
+    def folder(self, kind: str) -> Path:
+        """The folder that holds a kind of several files (adapter, merged, hf)."""
+        tops = {entry.relative.split("/")[0] for entry in self.manifest.artifacts if entry.kind == kind}
+        if len(tops) != 1:
+            raise UserError(f"{self.id} has no folder of kind {kind!r}.")
+        return self.path / tops.pop()
+
+
+Base = Run  # a base model is published, read and checked in the same way
+
+
+@dataclass(frozen=True)
+class Staging:
+    """A folder that readers do not see. `publish` makes it a run."""
+
+    run_id: str
+    path: Path
+    _target: Path
+
+    def publish(self, fields: Mapping[str, Any], artifacts: list[ArtifactSpec]) -> Run:
+        """Hash and flush every file, write the manifest last, rename the folder into place.
+
+        `fields` are manifest entries other than id, created, format and artifacts.
+        """
+        with told_apart(self.path):
+            manifest = Manifest(
+                id=self.run_id,
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+                artifacts=_described(self.path, artifacts),
+                **{**fields, "verification": tuple(fields.get("verification", ()))},
+            )
+            sync_tree(self.path)
+            write_atomically(self.path / FILE_NAME, to_json(manifest))
+            if self._target.exists():
+                raise UserError(f"{self._target} exists already; a published run is never replaced.")
+            self.path.rename(self._target)
+            sync(self._target.parent)
+        return _open(self._target)
+
+
+class Store:
+    """A folder that holds base models, runs and channels."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+
+    def create(self) -> None:
+        """Make the folders that are missing."""
+        with told_apart(self.path):
+            for name in ("bases", "runs", "channels", "reports", "cache", "work"):
+                (self.path / name).mkdir(parents=True, exist_ok=True)
+
+    @property
+    def cache(self) -> Path:
+        """May be deleted at any time."""
+        return self.path / "cache"
+
+    def work(self, run_id: str) -> Path:
+        """Checkpoints of a run in training; may be deleted at any time without harm to a published run."""
+        return self.path / "work" / _valid(run_id)
+
+    def reports(self, run_id: str) -> Path:
+        """Evaluation results of a run."""
+        return self.path / "reports" / _valid(run_id)
+
+    # ---------------------------------------------------------------- reading
+
+    def runs(self) -> list[Run]:
+        """All complete runs, oldest first."""
+        return _all(self.path / "runs")
+
+    def bases(self) -> list[Base]:
+        """All complete base models."""
+        return _all(self.path / "bases")
+
+    def run(self, ref: str) -> Run:
+        """A run by channel, id or unique beginning of an id."""
+        if ref in CHANNELS:
+            run_id = self.channel(ref)
+            if run_id is None:
+                raise UserError(f"The channel '{ref}' of the store at {self.path} names no run yet. {self._hint()}")
+            return self._run(run_id)
+        ids = [run.id for run in self.runs() if run.id == ref] or [r.id for r in self.runs() if r.id.startswith(ref)]
+        if len(ids) != 1:
+            fault = f"no run '{ref}'" if not ids else f"several runs that begin with '{ref}' ({', '.join(ids)})"
+            raise UserError(f"There is {fault} in the store at {self.path}. {self._hint()}")
+        return self._run(ids[0])
+
+    def base(self, base_id: str) -> Base:
+        """A base model by its id."""
+        if not self.has_base(base_id):
+            known = ", ".join(base.id for base in self.bases()) or "none"
+            raise UserError(f"There is no base model '{base_id}' in the store at {self.path}. It has: {known}.")
+        return _open(self.path / "bases" / base_id)
+
+    def has_base(self, base_id: str) -> bool:
+        """Whether the base model is complete."""
+        return (self.path / "bases" / _valid(base_id) / FILE_NAME).exists()
+
+    def check(self, run: Run) -> None:
+        """Raise UserError at the first file whose size or SHA-256 is not the manifest's."""
+        for artifact in run.manifest.artifacts:
+            safe_path(artifact.relative, run.path)
+            if not artifact.path.is_file():
+                raise UserError(f"{artifact.path} is missing. The run is damaged: restore it or train again.")
+            size = artifact.path.stat().st_size
+            if size != artifact.bytes:
+                raise UserError(f"{artifact.path} has {size} bytes, the manifest says {artifact.bytes}. {_DAMAGED}")
+            if sha256(artifact.path) != artifact.sha256:
+                raise UserError(f"{artifact.path} does not have the SHA-256 that its manifest states. {_DAMAGED}")
+
+    def channel(self, name: str) -> str | None:
+        """The run id that a channel names, or None."""
+        try:
+            return _valid((self.path / "channels" / name).read_text(encoding="ascii").strip())
+        except FileNotFoundError:
+            return None
+        except UnicodeDecodeError:
+            raise UserError(f"{self.path / 'channels' / name} does not hold a run id.") from None
+
+    # ---------------------------------------------------------------- writing
+
+    @contextmanager
+    def stage(self, run_id: str) -> Iterator[Staging]:
+        """A staging folder for a run, locked against a second writer. An error leaves it for inspection."""
+        with self._stage(self.path / "runs", run_id) as staging:
+            yield staging
+
+    @contextmanager
+    def stage_base(self, base_id: str) -> Iterator[Staging]:
+        """The same for a base model."""
+        with self._stage(self.path / "bases", base_id) as staging:
+            yield staging
+
+    @contextmanager
+    def _stage(self, parent: Path, name: str) -> Iterator[Staging]:
+        target = parent / _valid(name)
+        if (target / FILE_NAME).exists():
+            raise UserError(f"{target} is published already; a published run is never changed.")
+        with _lock(self.path / "work" / f"{parent.name}-{name}.lock"), told_apart(self.path):
+            path = parent / f".staging-{name}"
+            path.mkdir(parents=True, exist_ok=True)
+            yield Staging(name, path, target)
+
+    def add_to_base(self, base_id: str, files: Mapping[str, Path], artifacts: list[ArtifactSpec]) -> Base:
+        """Move further files (relative path -> file) into a base model and rewrite its manifest."""
+        base = self.base(base_id)
+        with _lock(self.path / "work" / f"bases-{base_id}.lock"), told_apart(base.path):
+            for relative, file in files.items():
+                target = base.path / safe_path(relative, base.path)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                sync(file)
+                shutil.move(file, target)
+                sync(target.parent)
+            known = tuple(entry for entry in _open(base.path).manifest.artifacts if entry.relative not in files)
+            grown = replace(base.manifest, artifacts=known + _described(base.path, artifacts))
+            write_atomically(base.path / FILE_NAME, to_json(grown))
+        return self.base(base_id)
+
+    def promote(self, run_id: str) -> None:
+        """`current` becomes this run and `previous` the one before."""
+        run, before = self._run(run_id), self.channel("current")
+        with _lock(self.path / "work" / "channels.lock"), told_apart(self.path):
+            if before and before != run.id:
+                write_atomically(self.path / "channels" / "previous", f"{before}\n".encode())
+            write_atomically(self.path / "channels" / "current", f"{run.id}\n".encode())
+
+    def rollback(self) -> Run:
+        """`current` and `previous` change places."""
+        run = self.run("previous")
+        self.promote(run.id)
+        return run
+
+    def remove(self, run_id: str) -> None:
+        """Delete a run that no channel names."""
+        run = self._run(run_id)
+        for name in CHANNELS:
+            if self.channel(name) == run.id:
+                raise UserError(f"{run.id} is what the channel '{name}' names. Promote another run first.")
+        with told_apart(run.path):
+            doomed = run.path.with_name(f".removing-{run.id}")
+            run.path.rename(doomed)  # readers see a whole run or none
+            shutil.rmtree(doomed)
+
+    def prune(self) -> list[str]:
+        """Delete every run that no channel names, and what an interrupted removal left. Returns the ids."""
+        for left in (self.path / "runs").glob(".removing-*"):
+            shutil.rmtree(left)
+        named = {self.channel(name) for name in CHANNELS}
+        doomed = [run.id for run in self.runs() if run.id not in named]
+        for run_id in doomed:
+            self.remove(run_id)
+        return doomed
+
+    def _run(self, run_id: str) -> Run:
+        path = self.path / "runs" / _valid(run_id)
+        if not (path / FILE_NAME).exists():
+            raise UserError(f"There is no run '{run_id}' in the store at {self.path}. {self._hint()}")
+        return _open(path)
+
+    def _hint(self) -> str:
+        return "`make runs` lists what is there." if (self.path / "runs").is_dir() else "`make train` makes the first."
+
+
+_DAMAGED = "The file was damaged or changed after publishing: restore it or train again."
+
+
+def new_run_id(model_name: str, data_name: str, now: datetime | None = None) -> str:
+    """An id that sorts by time and can be read: 20261123-2014-smollm2-handbook-7f3a."""
+    words = re.sub(r"[^a-z0-9]+", "-", f"{model_name}-{data_name}".lower()).strip("-")
+    return f"{(now or datetime.now(UTC)):%Y%m%d-%H%M}-{words[:80]}-{secrets.token_hex(2)}"
+
+
+def _valid(name: str) -> str:
+    if not ID.match(name):
+        raise UserError(f"{name!r} is no id: lower-case letters, digits, dots, dashes and underscores only.")
+    return name
+
+
+def _open(path: Path) -> Run:
+    return Run(path.name, path, read_manifest(path))
+
+
+def _all(parent: Path) -> list[Run]:
+    if not parent.is_dir():
+        return []
+    return [_open(path) for path in sorted(parent.iterdir()) if ID.match(path.name) and (path / FILE_NAME).exists()]
+
+
+def _described(root: Path, specs: list[ArtifactSpec]) -> tuple[Artifact, ...]:
+    """Size and hash of every file that the specs name; a folder stands for all files in it."""
+    found: list[Artifact] = []
+    for spec in specs:
+        top = root / safe_path(spec.path, root)
+        files = sorted(path for path in top.rglob("*") if path.is_file()) if top.is_dir() else [top]
+        if not files or not all(file.is_file() for file in files):
+            raise UserError(f"{top} was to be published and is missing or empty.")
+        for file in files:
+            relative = file.relative_to(root).as_posix()
+            found.append(Artifact(spec.kind, relative, file.stat().st_size, sha256(file), spec.quantization, root))
+    return tuple(found)
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """An exclusive lock that ends with the process, so a killed writer never blocks the next one."""
+    with told_apart(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o664)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"Another process is writing to this store ({path} is locked). Wait for it or stop it."
+            ) from None
+        yield
+    finally:
+        os.close(handle)
