@@ -23,9 +23,7 @@ class TransformersBackend:
     def sft_trainer(
         self, config: TrainConfig, base: Base, tokenizer: Any, prepared: Prepared, checkpoints: Path
     ) -> Any:
-        from trl import SFTTrainer
-
-        return SFTTrainer(
+        return _answer_loss_trainer()(
             model=_load_base(config, base),
             args=sft_config(config, checkpoints, evaluates=bool(prepared.held_out)),
             processing_class=tokenizer,
@@ -33,6 +31,32 @@ class TransformersBackend:
             eval_dataset=dataset(prepared.held_out) if prepared.held_out else None,
             peft_config=_lora(config.lora),
         )
+
+
+def _answer_loss_trainer() -> Any:
+    """trl's SFTTrainer with logits, and so their gradient, only where some row of the batch has a trained token.
+
+    The loss is the same; at a vocabulary of 49,152 and answers of 20 tokens a CPU step takes 0.6 of the time.
+    """
+    from torch.nn.functional import cross_entropy
+    from trl import SFTTrainer
+
+    class AnswerLossTrainer(SFTTrainer):  # type: ignore[misc]
+        def compute_loss(
+            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            targets = inputs["labels"][:, 1:]
+            columns = (targets != IGNORED_LABEL).any(dim=0).nonzero().squeeze(1)
+            kept = targets[:, columns]
+            outputs = model(
+                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], logits_to_keep=columns
+            )
+            logits = outputs.logits.flatten(0, 1).float()
+            total = cross_entropy(logits, kept.flatten(), ignore_index=IGNORED_LABEL, reduction="sum")
+            loss = total / (num_items_in_batch if num_items_in_batch is not None else (kept != IGNORED_LABEL).sum())
+            return (loss, outputs) if return_outputs else loss
+
+    return AnswerLossTrainer
 
 
 def _load_base(config: TrainConfig, base: Base) -> Any:
@@ -93,6 +117,7 @@ def sft_config(config: TrainConfig, checkpoints: Path, *, evaluates: bool) -> An
         data_seed=training.seed,
         use_cpu=not torch.cuda.is_available(),
         bf16=False,  # the weights have their precision already; autocast would add casts
+        prediction_loss_only=True,
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
