@@ -3,96 +3,165 @@
 from __future__ import annotations
 
 import json
-import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from modelstore import UserError
+from trainer.rows import Conversation
 
-NEAR_DUPLICATE = 0.9  # Jaccard similarity of character 5-grams at and above which two questions count as one
+if TYPE_CHECKING:
+    import numpy
+
+NEAR_DUPLICATE = 0.9  # similarity at and above which two questions count as one
 GRAM = 5
+SHOWN = 10
+# becomes a space; signs that tell words apart (C# and C++, 10% and 10) stay
+PUNCTUATION = dict.fromkeys(map(ord, ".,;:!?…。、·\"'`“”‘’«»「」『』《》()[]{}-–—_/*"), " ")
 
 
 @dataclass(frozen=True)
 class Contamination:
-    """`highest` is the largest similarity between an evaluation question and a training question."""
+    """A passed check. `highest` is the largest similarity of an evaluation question to a training question, 0 to 1."""
 
     questions: int
-    exact: int
-    near: int
+    limit: float
     highest: float
-    highest_pair: tuple[str, str]
+    highest_id: str
+    highest_line: int | None
 
 
-def check_contamination(questions: Path, prompts: Sequence[str], lines: Sequence[int]) -> Contamination:
-    """Compare every question with every training prompt. Raises UserError when one occurs, exactly or nearly.
+@dataclass(frozen=True)
+class _Match:
+    ident: str
+    question: str
+    line: int | None
+    similarity: float
 
-    Similarity is the Jaccard index of the sets of character 5-grams after normalisation (NFKC, case, punctuation,
-    spaces). An inverted index keeps 1,000 questions against 10,000 prompts within seconds.
+
+@dataclass(frozen=True)
+class _Asked:
+    """A user turn or a document of the training data, normalised."""
+
+    line: int
+    text: str
+    is_document: bool
+
+
+def check_contamination(questions: Path, conversations: Mapping[int, Conversation]) -> Contamination:
+    """Compare every evaluation question with every user turn and document; `conversations` are keyed by their line.
+
+    A question occurs when it equals a user turn after normalisation (NFKC, case, punctuation, spaces), when its
+    similarity to one is at least NEAR_DUPLICATE, or when a document quotes it. Similarity is the Jaccard index of the
+    sets of character 5-grams of the normalised texts. Raises UserError with ids and lines when one occurs.
     """
-    asked = list(_read_questions(questions))
-    grams = [_grams(prompt) for prompt in prompts]
-    index: dict[str, list[int]] = defaultdict(list)
-    for number, found in enumerate(grams):
-        for gram in found:
-            index[gram].append(number)
-    matches = [_closest(question, grams, index) for _, question in asked]
-    bad = [
-        (asked[i][0], lines[row], similarity)
-        for i, (row, similarity) in enumerate(matches)
-        if similarity >= NEAR_DUPLICATE
-    ]
-    if bad:
-        shown = "\n".join(f"  question {ident}: line {line}, similarity {value:.2f}" for ident, line, value in bad[:10])
-        raise UserError(
-            f"{len(bad)} of the {len(asked)} questions in {questions} occur in the training data, so the evaluation "
-            f"would measure memory of the question:\n{shown}\nRemove them from one of the two files."
+    evaluated = read_questions(questions)
+    matches = _matches(evaluated, _asked(conversations))
+    if bad := [match for match in matches if match.similarity >= NEAR_DUPLICATE]:
+        exact = sum(match.similarity == 1 for match in bad)
+        shown = "\n".join(
+            f"  question {match.ident}, line {match.line}, "
+            f"{'the same' if match.similarity == 1 else f'similarity {match.similarity:.2f}'}: {match.question[:100]!r}"
+            for match in bad[:SHOWN]
         )
-    if not asked or not prompts:
-        return Contamination(len(asked), 0, 0, 0.0, ("", ""))
-    best = max(range(len(asked)), key=lambda i: matches[i][1])
-    row, similarity = matches[best]
-    return Contamination(len(asked), 0, 0, round(similarity, 3), (asked[best][1], prompts[row]))
+        more = f"\n  … and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+        raise UserError(
+            f"{len(bad)} of the {len(evaluated)} questions in {questions} occur in the training data ({exact} exactly, "
+            f"{len(bad) - exact} nearly: similarity {NEAR_DUPLICATE} or more), so the evaluation would measure memory "
+            f"of the question:\n{shown}{more}\nRemove them from one of the two files."
+        )
+    best = max(matches, key=lambda match: match.similarity)
+    return Contamination(len(evaluated), NEAR_DUPLICATE, round(best.similarity, 3), best.ident, best.line)
 
 
-def _read_questions(path: Path) -> Iterable[tuple[str, str]]:
+def read_questions(path: Path) -> dict[str, str]:
+    """Questions by id. Raises UserError for an unreadable or empty file, a bad row, or an id that occurs twice."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"The question set {path} (data.questions) cannot be read: {error}.") from None
-    for number, line in enumerate(text.splitlines(), 1):
+        reason = error.strerror if isinstance(error, OSError) else f"not UTF-8 ({error.reason})"
+        raise UserError(f"The question set {path} (data.questions) cannot be read: {reason}. Check the path.") from None
+    found: dict[str, str] = {}
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-            yield str(row.get("id", number)), _question(row)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError):
-            raise UserError(f"{path}, line {number}: not a question with an id and a text.") from None
+        ident, question = _question(line, f"{path}, line {number}")
+        if ident in found:
+            raise UserError(f"{path}, line {number}: the id {ident!r} occurs twice. Give each question its own id.")
+        found[ident] = question
+    if not found:
+        raise UserError(f'{path} holds no question. Write one a line: {{"id": "api-001", "question": "…", …}}')
+    return found
 
 
-def _question(row: dict[str, object]) -> str:
-    if "question" in row:
-        return str(row["question"])
-    messages = row["messages"]
-    assert isinstance(messages, list)  # noqa: S101  a TypeError's twin for the caller above
-    return str([turn["content"] for turn in messages if turn["role"] == "user"][-1])
+def _question(line: str, place: str) -> tuple[str, str]:
+    try:
+        row: Any = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place}: not JSON: {error}. Mend the line.") from None
+    ident, question = (row.get("id"), row.get("question")) if isinstance(row, dict) else (None, None)
+    if not isinstance(ident, str) or not isinstance(question, str) or not question.strip():
+        raise UserError(f'{place}: a question needs an "id" and a "question", both text.')
+    return ident, question
 
 
-def _grams(text: str) -> frozenset[str]:
+def _asked(conversations: Mapping[int, Conversation]) -> list[_Asked]:
+    return [
+        _Asked(line, _normalised(content), is_document=role == "text")
+        for line, conversation in conversations.items()
+        for role, content in conversation
+        if role in ("user", "text")
+    ]
+
+
+def _normalised(text: str) -> str:
     plain = unicodedata.normalize("NFKC", text).casefold()
-    plain = " ".join(re.sub(r"[\W_]+", " ", plain).split())
-    return frozenset(plain[i : i + GRAM] for i in range(max(1, len(plain) - GRAM + 1)))
+    return " ".join(plain.translate(PUNCTUATION).split()) or plain.strip()
 
 
-def _closest(question: str, grams: Sequence[frozenset[str]], index: dict[str, list[int]]) -> tuple[int, float]:
-    """The most similar prompt and its similarity, 0 to 1."""
-    own = _grams(question)
-    shared: dict[int, int] = defaultdict(int)
-    for gram in own:
-        for number in index.get(gram, ()):
-            shared[number] += 1
-    scores = ((number, count / (len(own) + len(grams[number]) - count)) for number, count in shared.items())
-    return max(scores, key=lambda pair: pair[1], default=(0, 0.0))
+def _grams(plain: str) -> set[str]:
+    return {plain[i : i + GRAM] for i in range(max(1, len(plain) - GRAM + 1))}
+
+
+def _matches(evaluated: Mapping[str, str], asked: list[_Asked]) -> list[_Match]:
+    """The closest training text of each question: by an inverted index, as 1,000 x 10,000 pairs are too many."""
+    import numpy
+
+    grams = [_grams(text.text) for text in asked]
+    sizes = numpy.array([len(found) for found in grams])
+    holders: dict[str, list[int]] = defaultdict(list)
+    for number, found in enumerate(grams):
+        for gram in found:
+            holders[gram].append(number)
+    index = {gram: numpy.array(numbers) for gram, numbers in holders.items()}
+    documents = numpy.array([text.is_document for text in asked], dtype=bool)
+    return [_closest(ident, question, asked, sizes, documents, index) for ident, question in evaluated.items()]
+
+
+def _closest(
+    ident: str,
+    question: str,
+    asked: list[_Asked],
+    sizes: numpy.ndarray[Any, Any],
+    documents: numpy.ndarray[Any, Any],
+    index: Mapping[str, numpy.ndarray[Any, Any]],
+) -> _Match:
+    import numpy
+
+    plain = _normalised(question)
+    own = _grams(plain)
+    holders = [index[gram] for gram in own if gram in index]
+    if not holders:
+        return _Match(ident, question, None, 0.0)
+    shared = numpy.bincount(numpy.concatenate(holders), minlength=len(asked))
+    quoting = (asked[i] for i in numpy.flatnonzero(documents & (shared == len(own))))
+    if quote := next((text for text in quoting if f" {plain} " in f" {text.text} "), None):
+        return _Match(ident, question, quote.line, 1.0)
+    similarity = shared / (len(own) + sizes - shared)
+    best = int(similarity.argmax())
+    is_same = plain == asked[best].text
+    value = 1.0 if is_same else min(float(similarity[best]), 0.999)
+    return _Match(ident, question, asked[best].line, value)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from modelstore import UserError
 from trainer.contamination import Contamination, check_contamination
-from trainer.render import Example, render
+from trainer.render import Example, control_token_in, refuse_unfit_tokenizer, render
 from trainer.rows import BadRow, Conversation, Rows
 
 __all__ = ["Example", "PrepareReport", "Prepared", "prepare"]
@@ -18,10 +17,12 @@ __all__ = ["Example", "PrepareReport", "Prepared", "prepare"]
 
 @dataclass(frozen=True)
 class PrepareReport:
-    """What was done to the data. Tokens are counted after cutting; `trained_share` is between 0 and 1."""
+    """What was done to the data. Tokens are counted after cutting, held-out rows included; shares are 0 to 1."""
 
     format: str
     rows: int
+    train_rows: int
+    held_out_rows: int
     bad_rows: list[BadRow]
     duplicates: int
     conflicts: list[tuple[int, int]]
@@ -47,6 +48,14 @@ class Prepared:
     report: PrepareReport
 
 
+@dataclass(frozen=True)
+class _Row:
+    line: int
+    conversation: Conversation
+    whole: Example
+    cut: Example
+
+
 def prepare(
     rows: Rows,
     tokenizer: Any,
@@ -57,97 +66,117 @@ def prepare(
     questions: Path | None,
 ) -> Prepared:
     """Raises UserError when nothing would be trained, and when an evaluation question occurs in the data."""
-    kept, lines, duplicates = _without_duplicates(rows)
-    contamination = check_contamination(questions, [_prompt(c) for c in kept], lines) if questions else None
-    examples = [render(conversation, tokenizer) for conversation in kept]
-    cut = [_cut(example, max_length_tokens) for example in examples]
-    usable = [number for number, example in enumerate(cut) if any(example.completion_mask)]
-    if not usable:
-        raise UserError(
-            f"Not one token of {rows.path} would be trained: every answer lies beyond model.max_length_tokens = "
-            f"{max_length_tokens}. Raise it (the longest row has {max(len(e.input_ids) for e in examples)} tokens)."
-        )
-    held_out = {number for number in usable if _is_held_out(kept[number], held_out_share, seed)}
-    train = [cut[number] for number in usable if number not in held_out]
+    refuse_unfit_tokenizer(tokenizer, rows.format)
+    kept = _without_duplicates(rows)
+    contamination = check_contamination(questions, kept) if questions else None
+    forged = _with_control_tokens(kept, tokenizer)
+    rendered = [_rendered(rows.path, line, kept[line], tokenizer, max_length_tokens) for line in kept.keys() - forged]
+    rendered.sort(key=lambda row: row.line)
+    usable = [row for row in rendered if any(row.cut.completion_mask)]
+    _refuse_nothing_trained(rows.path, rendered, usable, forged, max_length_tokens)
+    held_out = _held_out_questions([_question(row.conversation) for row in usable], held_out_share, seed)
+    train = [row for row in usable if _question(row.conversation) not in held_out]
     if not train:
-        raise UserError(f"data.held_out_share = {held_out_share} leaves no row of {rows.path} to train on.")
-    chats = [kept[number] for number in usable if number not in held_out and kept[number][0][0] != "text"]
-    prompts = [(_prompt(chat), chat[-1][1]) for chat in chats if len(chat) == 2]
-    truncated = sum(len(example.input_ids) > max_length_tokens for example in examples)
-    counts = (duplicates, _conflicts(kept, lines), truncated, len(cut) - len(usable))
-    report = _report(rows, [cut[number] for number in usable], counts, tokenizer, contamination)
-    return Prepared(train, [cut[number] for number in sorted(held_out)], prompts, report)
+        raise UserError(
+            f"data.held_out_share = {held_out_share} leaves no row of {rows.path} to train on: all of its rows "
+            "ask one question. Set it to 0, or add rows."
+        )
+    report = PrepareReport(
+        format=rows.format,
+        rows=len(rows.conversations) + len(rows.bad_rows),
+        train_rows=len(train),
+        held_out_rows=len(usable) - len(train),
+        bad_rows=sorted([*rows.bad_rows, *forged.values()], key=lambda bad: bad.line),
+        duplicates=len(rows.conversations) - len(kept),
+        conflicts=_conflicts(kept),
+        truncated=sum(len(row.whole.input_ids) > max_length_tokens for row in rendered),
+        dropped_without_answer=len(rendered) - len(usable),
+        sample=_marked(train[0].cut, tokenizer),
+        contamination=contamination,
+        **_token_figures([row.cut for row in usable]),
+    )
+    return Prepared(
+        train=[row.cut for row in train],
+        held_out=[row.cut for row in usable if _question(row.conversation) in held_out],
+        prompts=[(row.conversation[0][1], row.conversation[1][1]) for row in train if len(row.conversation) == 2],
+        report=report,
+    )
 
 
-def _without_duplicates(rows: Rows) -> tuple[list[Conversation], list[int], int]:
+def _without_duplicates(rows: Rows) -> dict[int, Conversation]:
+    """The first of each set of equal rows, by line."""
     first: dict[Conversation, int] = {}
     for conversation, line in zip(rows.conversations, rows.lines, strict=True):
         first.setdefault(conversation, line)
-    return list(first), list(first.values()), len(rows.conversations) - len(first)
+    return {line: conversation for conversation, line in first.items()}
 
 
-def _conflicts(kept: Sequence[Conversation], lines: Sequence[int]) -> list[tuple[int, int]]:
-    """Line numbers of rows that give two answers to one question."""
-    first: dict[tuple[tuple[str, str], ...], int] = {}
-    found = []
-    for conversation, line in zip(kept, lines, strict=True):
-        asked = conversation[:-1] or conversation
-        if first.setdefault(asked, line) != line:
-            found.append((first[asked], line))
-    return found
+def _with_control_tokens(kept: dict[int, Conversation], tokenizer: Any) -> dict[int, BadRow]:
+    found = ((line, control_token_in(conversation, tokenizer)) for line, conversation in kept.items())
+    return {line: BadRow(line, f"holds {token!r}, a control token of this model") for line, token in found if token}
 
 
-def _prompt(conversation: Conversation) -> str:
+def _rendered(path: Path, line: int, conversation: Conversation, tokenizer: Any, length: int) -> _Row:
+    try:
+        whole = render(conversation, tokenizer)
+    except UserError as error:
+        raise UserError(f"{path}, line {line}: {error}") from None
+    return _Row(line, conversation, whole, Example(whole.input_ids[:length], whole.completion_mask[:length]))
+
+
+def _refuse_nothing_trained(
+    path: Path, rendered: list[_Row], usable: list[_Row], forged: dict[int, BadRow], length: int
+) -> None:
+    if usable:
+        return
+    if not rendered:
+        bad = next(iter(forged.values()))
+        raise UserError(f"No row of {path} is left to train on; line {bad.line} {bad.reason}. Remove it from the text.")
+    shortest = min(row.whole.completion_mask.index(1) for row in rendered)
+    raise UserError(
+        f"Not one token of {path} would be trained (0%): every answer lies behind model.max_length_tokens = {length}. "
+        f"The first answer begins at token {shortest + 1}: raise the limit well above that, or shorten the questions."
+    )
+
+
+def _question(conversation: Conversation) -> str:
     return next((content for role, content in conversation if role == "user"), conversation[0][1])
 
 
-def _is_held_out(conversation: Conversation, share: float, seed: int) -> bool:
-    """Decided by the question alone, so that two answers to it never stand on both sides of the split."""
-    digest = hashlib.sha256(f"{seed}\0{_prompt(conversation)}".encode()).digest()
-    return int.from_bytes(digest[:8]) / 2**64 < share
+def _held_out_questions(questions: list[str], share: float, seed: int) -> set[str]:
+    """The same for the same questions in any order; a whole question is held out, so that no two answers to it, nor
+    two ways of a chat that begins alike, stand on both sides. At least one where a share above 0 is asked for."""
+    distinct = sorted(set(questions), key=lambda text: hashlib.sha256(f"{seed}\0{text}".encode()).digest())
+    return set(distinct[: max(1, round(share * len(distinct)))] if share else ())
 
 
-def _cut(example: Example, length: int) -> Example:
-    return Example(example.input_ids[:length], example.completion_mask[:length])
+def _conflicts(kept: dict[int, Conversation]) -> list[tuple[int, int]]:
+    """Lines of rows that give different answers to one question; the first answer's line comes first."""
+    first: dict[Conversation, int] = {}
+    chats = ((line, chat[:-1]) for line, chat in kept.items() if len(chat) > 1)
+    return [(first[asked], line) for line, asked in chats if first.setdefault(asked, line) != line]
 
 
-def _report(
-    rows: Rows,
-    examples: Sequence[Example],
-    counts: tuple[int, list[tuple[int, int]], int, int],
-    tokenizer: Any,
-    contamination: Contamination | None,
-) -> PrepareReport:
+def _token_figures(examples: list[Example]) -> dict[str, Any]:
     lengths = sorted(len(example.input_ids) for example in examples)
     trained = sum(sum(example.completion_mask) for example in examples)
-    duplicates, conflicts, truncated, dropped = counts
-    return PrepareReport(
-        format=rows.format,
-        rows=len(rows.conversations) + len(rows.bad_rows),
-        bad_rows=rows.bad_rows,
-        duplicates=duplicates,
-        conflicts=conflicts,
-        truncated=truncated,
-        dropped_without_answer=dropped,
-        tokens=sum(lengths),
-        trained_tokens=trained,
-        trained_share=round(trained / sum(lengths), 4),
-        length_p50=lengths[len(lengths) // 2],
-        length_p95=lengths[int(0.95 * (len(lengths) - 1))],
-        length_max=lengths[-1],
-        sample=_marked(examples[0], tokenizer),
-        contamination=contamination,
-    )
+    return {
+        "tokens": sum(lengths),
+        "trained_tokens": trained,
+        "trained_share": round(trained / sum(lengths), 4),
+        "length_p50": lengths[(len(lengths) - 1) // 2],
+        "length_p95": lengths[int(0.95 * (len(lengths) - 1))],
+        "length_max": lengths[-1],
+    }
 
 
 def _marked(example: Example, tokenizer: Any) -> str:
     """The decoded row with the trained stretches in ⟦ ⟧."""
-    text, run = "", []
-    for position, (token, trained) in enumerate(zip(example.input_ids, example.completion_mask, strict=True)):
-        run.append(token)
-        following = example.completion_mask[position + 1 : position + 2]
-        if not following or following[0] != trained:
-            piece = tokenizer.decode(run, skip_special_tokens=False)
+    text, start = "", 0
+    for end in range(1, len(example.input_ids) + 1):
+        trained = example.completion_mask[start]
+        if end == len(example.input_ids) or example.completion_mask[end] != trained:
+            piece = tokenizer.decode(example.input_ids[start:end], skip_special_tokens=False)
             text += f"⟦{piece}⟧" if trained else piece
-            run = []
+            start = end
     return text

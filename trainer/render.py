@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,17 +22,16 @@ def render(conversation: Conversation, tokenizer: Any) -> Example:
     """Token ids and mask of a whole conversation, not cut.
 
     The mask follows character offsets: what an assistant turn adds to the text of the prompt before it, up to and with
-    the end-of-turn token. Raises UserError when the template is missing, refuses the roles, or rewrites earlier turns.
+    the end-of-turn token. Raises UserError when the template refuses or drops a turn, or rewrites earlier turns.
     """
     if conversation[0][0] == "text":
-        ids = tokenizer(conversation[0][1], add_special_tokens=True)["input_ids"]
-        ids = ids if ids and ids[-1] == tokenizer.eos_token_id else [*ids, tokenizer.eos_token_id]
-        return Example(ids, [1] * len(ids))
+        return _document(conversation[0][1], tokenizer)
     messages = [{"role": role, "content": content} for role, content in conversation]
     text = _template(tokenizer, messages)
+    _refuse_lost_turns(messages, text)
     spans = _answer_spans(tokenizer, messages, text)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    mask = [int(any(a < end and start < b for a, b in spans)) for start, end in encoded["offset_mapping"]]
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)  # templates write BOS themselves
+    mask = [int(_is_trained(start, end, spans)) for start, end in encoded["offset_mapping"]]
     return Example(list(encoded["input_ids"]), mask)
 
 
@@ -40,42 +40,97 @@ def prompt_text(tokenizer: Any, question: str) -> str:
     return _template(tokenizer, [{"role": "user", "content": question}], answer_next=True)
 
 
+def refuse_unfit_tokenizer(tokenizer: Any, row_format: str) -> None:
+    """Raises UserError when no row of this format can be rendered, before any is tried."""
+    if not tokenizer.is_fast:
+        raise UserError(
+            "The base model's tokenizer cannot tell which characters a token covers, so answers cannot be marked. "
+            "Use a base model with a tokenizer.json."
+        )
+    if row_format != "text" and not tokenizer.chat_template:
+        raise UserError(
+            f"The base model has no chat template, so it is no instruct model, and rows of the format {row_format} "
+            'need one. Choose its -Instruct or -it variant, or train on documents: rows of the form {"text": "…"}.'
+        )
+    if row_format == "text" and tokenizer.eos_token_id is None:
+        raise UserError("The base model's tokenizer names no EOS token, so documents cannot be ended. Set eos_token.")
+
+
+def control_token_in(conversation: Conversation, tokenizer: Any) -> str | None:
+    """A control token that stands in a turn as text, where it would end or forge a turn. Documents may hold any."""
+    if conversation[0][0] == "text":
+        return None
+    control = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return next((token for token in sorted(control) for _, content in conversation if token in content), None)
+
+
+def _document(text: str, tokenizer: Any) -> Example:
+    ids = list(tokenizer(text, add_special_tokens=True)["input_ids"])
+    if ids[-1:] != [tokenizer.eos_token_id]:
+        ids.append(tokenizer.eos_token_id)
+    return Example(ids, [1] * len(ids))
+
+
+def _is_trained(start: int, end: int, spans: list[tuple[int, int]]) -> bool:
+    """Whether a token covers a character of an answer. SentencePiece's empty first token counts too."""
+    return any(start < span_end and (end > span_start or start >= span_start) for span_start, span_end in spans)
+
+
+def _refuse_lost_turns(messages: list[dict[str, str]], text: str) -> None:
+    for number, message in enumerate(messages, 1):
+        if message["content"] not in text:
+            raise UserError(
+                f"The model's chat template leaves out or rewrites turn {number} ({message['role']}): "
+                f"{message['content'][:60]!r} is not in {text[:200]!r}. Remove such turns or use another template."
+            )
+
+
 def _answer_spans(tokenizer: Any, messages: list[dict[str, str]], text: str) -> list[tuple[int, int]]:
     spans = []
     for number, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
         before = _template(tokenizer, messages[:number], answer_next=True)
-        after = _template(tokenizer, messages[: number + 1])
         if not text.startswith(before):
             raise UserError(
                 "The model's chat template writes earlier turns differently once an answer follows, so the trained "
-                f"tokens of turn {number + 1} cannot be told. Its text is {text[:200]!r}. Use a template that does not."
+                f"tokens of turn {number + 1} cannot be told: {before[-80:]!r} does not begin {text[:200]!r}. "
+                "Use a template that does not, or rows of one question and one answer without a system turn."
             )
-        whole = after if text.startswith(after) else text
-        spans.append((len(before), len(before) + _answer_length(whole[len(before) :], message["content"])))
+        closed = _template(tokenizer, messages[: number + 1])
+        spans.append((len(before), _answer_end(tokenizer, message["content"], text, len(before), closed)))
     return spans
 
 
-def _answer_length(rest: str, content: str) -> int:
-    """Characters of an answer with its end-of-turn token, without the line break that templates put behind it."""
-    at = rest.find(content.strip())
-    if at < 0:
-        raise UserError(f"The chat template changes the answer {content[:60]!r} beyond recognition: {rest[:200]!r}.")
-    return len(rest.rstrip())
+def _answer_end(tokenizer: Any, content: str, text: str, start: int, closed: str) -> int:
+    """Where the answer that begins at `start` ends: behind its end-of-turn token, before the line break after it.
+
+    `closed` is the text of the conversation that ends with this answer. It need not begin `text`: some templates
+    (Phi-3's) write EOS after the last turn only.
+    """
+    marks = sorted((str(token) for token in tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
+    ends = "|".join(re.escape(mark) for mark in marks if mark.strip())
+    content_end = text.find(content, start) + len(content)  # the first place only: a later turn may say the same
+    if ends and content_end > start and (found := re.compile(rf"\s*(?:{ends})").match(text, content_end)):
+        return found.end()
+    written = closed.rstrip()  # the end-of-turn mark may be ordinary text to this tokenizer
+    if text.startswith(written) and not written.endswith(content) and len(written) > start:
+        return len(written)
+    raise UserError(
+        f"The model's chat template writes no end-of-turn token after the answer {content[:60]!r}, so the tuned model "
+        f"would never stop: {text[start : start + 200]!r}. Use a template that ends turns."
+    )
 
 
 def _template(tokenizer: Any, messages: list[dict[str, str]], *, answer_next: bool = False) -> str:
     from jinja2 import TemplateError
 
-    if not tokenizer.chat_template:
-        raise UserError(
-            "The base model has no chat template, so it is no instruct model. Choose its -Instruct or -it variant, "
-            'or train on documents: rows of the form {"text": "…"}.'
-        )
     try:
         rendered: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer_next)
-    except TemplateError as error:
+    except (TemplateError, TypeError, ValueError) as error:
         roles = [message["role"] for message in messages]
-        raise UserError(f"The model's chat template refuses a conversation with the roles {roles}: {error}.") from None
+        raise UserError(
+            f"The model's chat template refuses a conversation with the roles {roles}: {error}. Bring the rows into a "
+            "form that it takes, or choose another base model."
+        ) from None
     return rendered
