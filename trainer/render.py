@@ -31,8 +31,12 @@ def render(conversation: Conversation, tokenizer: Any) -> Example:
     _refuse_lost_turns(messages, text)
     spans = _answer_spans(tokenizer, messages, text)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)  # templates write BOS themselves
-    mask = [int(_is_trained(start, end, spans)) for start, end in encoded["offset_mapping"]]
-    return Example(list(encoded["input_ids"]), mask)
+    ids, control = list(encoded["input_ids"]), tokenizer.added_tokens_decoder.keys()
+    mask = []
+    for token, (start, end) in zip(ids, encoded["offset_mapping"], strict=True):
+        # some control tokens swallow the space behind them, which may be an answer's first; they stay the prompt's
+        mask.append(int(_is_trained(start, min(end, start + 1) if token in control else end, spans)))
+    return Example(ids, mask)
 
 
 def prompt_text(tokenizer: Any, question: str) -> str:
