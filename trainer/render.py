@@ -76,17 +76,22 @@ def _document(text: str, tokenizer: Any) -> Example:
 
 
 def _is_trained(start: int, end: int, spans: list[tuple[int, int]]) -> bool:
-    """Whether a token covers a character of an answer. SentencePiece's empty first token counts too."""
-    return any(start < span_end and (end > span_start or start >= span_start) for span_start, span_end in spans)
+    """Whether a token covers a character of an answer."""
+    return any(start < span_end and end > span_start for span_start, span_end in spans)
 
 
 def _refuse_lost_turns(messages: list[dict[str, str]], text: str) -> None:
+    position = 0
     for number, message in enumerate(messages, 1):
-        if message["content"] not in text:
+        found = text.find(message["content"], position)
+        if found < 0:
             raise UserError(
                 f"The model's chat template leaves out or rewrites turn {number} ({message['role']}): "
-                f"{message['content'][:60]!r} is not in {text[:200]!r}. Remove such turns or use another template."
+                f"{message['content'][:60]!r} is not where it should be in {text[:200]!r}. Remove such turns or use "
+                "another template."
             )
+        if message["role"] != "system":  # some templates write it into a user turn
+            position = found + len(message["content"])
 
 
 def _answer_spans(tokenizer: Any, messages: list[dict[str, str]], text: str) -> list[tuple[int, int]]:
@@ -114,11 +119,12 @@ def _answer_end(tokenizer: Any, content: str, text: str, start: int, closed: str
     """
     marks = sorted((str(token) for token in tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
     ends = "|".join(re.escape(mark) for mark in marks if mark.strip())
-    content_end = text.find(content, start) + len(content)  # the first place only: a later turn may say the same
-    if ends and content_end > start and (found := re.compile(rf"\s*(?:{ends})").match(text, content_end)):
+    content_start = text.find(content, start)  # the first place only: a later turn may say the same
+    content_end = content_start + len(content)
+    if ends and content_start >= 0 and (found := re.compile(rf"\s*(?:{ends})").match(text, content_end)):
         return found.end()
     written = closed.rstrip()  # the end-of-turn mark may be ordinary text to this tokenizer
-    if text.startswith(written) and not written.endswith(content) and len(written) > start:
+    if content_start >= 0 and text.startswith(written) and len(written) > content_end:
         return len(written)
     raise UserError(
         f"The model's chat template writes no end-of-turn token after the answer {content[:60]!r}, so the tuned model "

@@ -60,6 +60,7 @@ def test_the_same_after_normalisation(tmp_path: Path, evaluated: str, trained: s
         ("Is it 1.2?", "Is it 12?"),
         ("कि?", "का?"),
         ("10% off", "10 off"),
+        ("?", "!"),
     ],
 )
 def test_signs_that_matter_are_not_normalised_away(tmp_path: Path, evaluated: str, trained: str) -> None:
@@ -88,6 +89,11 @@ def test_a_document_that_quotes_a_question(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="question q-1, line 8, the same"):
         check_contamination(path, {8: (("text", "常见问题。密钥放在哪里？在请求头里。"),)})
     assert check_contamination(path, {3: (("text", handbook),)}).highest < NEAR_DUPLICATE
+
+
+def test_a_longer_question_that_holds_a_question_is_another_question(tmp_path: Path) -> None:
+    found = check_contamination(questions(tmp_path, "Is it open?"), {1: chat("Is it open on the day after a holiday?")})
+    assert 0 < found.highest < 0.5
 
 
 def test_many_are_counted_and_ten_are_shown(tmp_path: Path) -> None:

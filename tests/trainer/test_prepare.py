@@ -53,6 +53,15 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
     assert json.loads(json.dumps(asdict(report)))["contamination"] is None
 
 
+def test_chats_that_only_begin_alike_are_no_conflict(tmp_path: Path) -> None:
+    def chat(*contents: str) -> dict[str, Any]:
+        roles = ["user", "assistant"] * len(contents)
+        return {"messages": [{"role": role, "content": text} for role, text in zip(roles, contents, strict=False)]}
+
+    rows = [chat("Hi", "Hello"), chat("Hi", "Hello", "Who?", "Ada."), chat("Hi", "Hello", "Who?", "Grace.")]
+    assert prepared(tmp_path, rows).report.conflicts == [(2, 3)]
+
+
 def test_the_figures(tmp_path: Path) -> None:
     found = prepared(tmp_path, [qa("Who?"), qa("Long?", "x" * 300)])
     report = found.report

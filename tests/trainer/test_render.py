@@ -100,6 +100,14 @@ def test_a_template_that_drops_a_turn() -> None:
         render((("system", "Be brief."), *TWO_TURNS), byte_level("chatml", drops))
 
 
+def test_a_template_that_drops_an_answer_which_the_question_holds() -> None:
+    drops = CHATML.replace("m['content']", "(m['content'] if m['role'] == 'user' else '')")
+    with pytest.raises(UserError, match=r"leaves out or rewrites turn 2 \(assistant\)"):
+        render((("user", "Say Hello"), ("assistant", "Hello")), byte_level("chatml", drops))
+    with pytest.raises(UserError, match="no end-of-turn token after the answer 'assistant'"):
+        render((("user", "Who?"), ("assistant", "assistant")), byte_level("chatml", drops))
+
+
 def test_a_template_that_is_not_prefix_stable() -> None:
     """As in Mistral v0.3, which writes the system turn into the last user turn."""
     moves = (
@@ -150,6 +158,12 @@ def test_documents_are_trained_whole_and_ended() -> None:
     assert tokenizer.decode(example.input_ids, skip_special_tokens=False) == " 人 🙂\n<|end|><|endoftext|>"
     assert set(example.completion_mask) == {1}
     assert render((("text", "x<|endoftext|>"),), tokenizer).input_ids.count(tokenizer.eos_token_id) == 1
+
+
+def test_a_document_gets_the_bos_that_the_tokenizer_adds() -> None:
+    tokenizer = TOKENIZERS["llama3"]
+    text = tokenizer.decode(render((("text", "x"),), tokenizer).input_ids, skip_special_tokens=False)
+    assert text == "<|begin_of_text|>x<|eot_id|>"
 
 
 def test_unfit_tokenizers() -> None:

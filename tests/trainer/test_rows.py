@@ -138,7 +138,7 @@ def test_bad_rows(tmp_path: Path, row: object, reason: str) -> None:
     ],
 )
 def test_bad_lines(tmp_path: Path, line: str, reason: str) -> None:
-    (tmp_path / "a.jsonl").write_text(f"{json.dumps(QA)}\n{line}\n")
+    (tmp_path / "a.jsonl").write_text(f"{json.dumps(QA)}\n{line}\n{json.dumps(QA)}\n")
     (bad,) = read(tmp_path / "a.jsonl").bad_rows
     assert bad.line == 2
     assert reason in bad.reason

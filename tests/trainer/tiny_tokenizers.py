@@ -66,11 +66,14 @@ def sentencepiece_like(family: str) -> Any:
 
 
 def _finished(core: Any, family: str, template: str | None, *, rstrip: bool) -> Any:
-    from tokenizers import AddedToken
+    from tokenizers import AddedToken, processors
     from transformers import PreTrainedTokenizerFast
 
     own_template, control, _, bos, eos = FAMILIES[family]
     core.add_special_tokens([AddedToken(token, special=True, normalized=False, rstrip=rstrip) for token in control])
+    if "bos_token" in own_template:  # such tokenizers write BOS too, unless they are told that the template did
+        start = (bos, core.token_to_id(bos))
+        core.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[start])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token=bos, eos_token=eos)
     tokenizer.chat_template = own_template if template is None else template
     return tokenizer
