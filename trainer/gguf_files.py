@@ -1,0 +1,84 @@
+"""Makes GGUF files with llama.cpp's own tools: the converter in a child process, the quantizer in another.
+
+A child, because llama.cpp ends the process at a file that it does not like.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from modelstore import UserError
+
+# llama.cpp's `enum llama_ftype`
+FTYPES = {
+    "F16": 1,
+    "Q4_0": 2,
+    "Q4_1": 3,
+    "Q8_0": 7,
+    "Q5_0": 8,
+    "Q5_1": 9,
+    "Q2_K": 10,
+    "Q3_K_S": 11,
+    "Q3_K_M": 12,
+    "Q3_K_L": 13,
+    "Q4_K_S": 14,
+    "Q4_K_M": 15,
+    "Q5_K_S": 16,
+    "Q5_K_M": 17,
+    "Q6_K": 18,
+    "IQ4_NL": 25,
+    "IQ4_XS": 30,
+    "BF16": 32,
+}
+BITS = {"F16": 16.0, "BF16": 16.0, "Q8_0": 8.5, "Q6_K": 6.6, "Q5_K_M": 5.7, "Q4_K_M": 4.9}
+
+
+class ExportError(Exception):
+    """llama.cpp's converter or quantizer failed; the text ends with what it said."""
+
+
+def refuse_unknown(quantizations: tuple[str, ...]) -> None:
+    """Raise UserError for a quantization that llama.cpp does not have."""
+    if unknown := [name for name in quantizations if name not in FTYPES]:
+        raise UserError(f"export.quantizations has {unknown[0]!r}. llama.cpp has: {', '.join(FTYPES)}.")
+
+
+def convert(model_folder: Path, gguf: Path) -> None:
+    """A model folder to a BF16 GGUF with the chat template embedded."""
+    converter = Path(os.environ.get("TUNESHIP_CONVERTER", Path(sys.prefix) / "converter"))
+    script = converter / "convert_hf_to_gguf.py"
+    if not script.exists():
+        raise UserError(f"llama.cpp's converter is not at {script}. `make setup` installs it.")
+    argv = [sys.executable, str(script), str(model_folder), "--outfile", str(gguf), "--outtype", "bf16"]
+    _run(argv, {**os.environ, "PYTHONPATH": str(converter), "HF_HUB_OFFLINE": "1"}, gguf)
+
+
+def quantize(source: Path, target: Path, quantization: str, threads: int) -> None:
+    """A 16-bit GGUF to another type, with llama.cpp's own mixture of types per tensor."""
+    argv = [sys.executable, "-m", "trainer.gguf_files", str(source), str(target), quantization, str(threads)]
+    root = str(Path(__file__).resolve().parents[1])
+    _run(argv, {**os.environ, "PYTHONPATH": root}, target)
+
+
+def _run(argv: list[str], environment: dict[str, str], target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode or not target.exists():
+        raise ExportError(f"{target.name} could not be made (exit code {done.returncode}):\n{done.stderr[-1500:]}")
+
+
+def _quantize_here(source: str, target: str, quantization: str, threads: str) -> None:
+    from cyllama.llama.llama_cpp import LlamaModelQuantizeParams, model_quantize
+
+    parameters = LlamaModelQuantizeParams()
+    parameters.ftype = FTYPES[quantization]
+    parameters.nthread = int(threads)
+    if code := model_quantize(source, target, parameters):
+        sys.exit(f"llama_model_quantize returned {code}")
+
+
+if __name__ == "__main__":
+    _quantize_here(*sys.argv[1:])
