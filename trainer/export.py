@@ -15,7 +15,7 @@ Say = Callable[[str], None]
 
 
 def needed_bytes(base: Base, quantizations: tuple[str, ...]) -> int:
-    """Most disk that a run takes at once: merged and BF16 GGUF of run and base, the quantizations of both, checkpoints."""
+    """Most disk that a run takes at once: merged, BF16 GGUF and quantizations of run and base, and checkpoints."""
     sixteen_bit = sum(
         a.bytes for a in base.manifest.artifacts if a.kind == "hf" and a.relative.endswith(".safetensors")
     )
@@ -24,7 +24,7 @@ def needed_bytes(base: Base, quantizations: tuple[str, ...]) -> int:
 
 
 def export(
-    model: Any, tokenizer: Any, base: Base, store: Store, staging: Path, *, quantizations: tuple[str, ...], say: Say
+    model: Any, base: Base, store: Store, staging: Path, *, quantizations: tuple[str, ...], say: Say
 ) -> list[ArtifactSpec]:
     """Write all artifacts below `staging` and give the base the same quantizations.
 
@@ -34,15 +34,15 @@ def export(
         shutil.rmtree(staging / name, ignore_errors=True)  # what an interrupted attempt left
     say("export: adapter and merged 16-bit weights")
     model.save_pretrained(staging / "adapter", safe_serialization=True)
-    merge(model, tokenizer, base, staging / "merged")
+    merge(model, base, staging / "merged")
     say(f"export: GGUF {', '.join(quantizations)}")
     specs = make_gguf(staging / "merged", staging / "gguf", "tuned", quantizations)
     _complete_base(base, store, quantizations, say)
     return [ArtifactSpec("adapter", "adapter"), ArtifactSpec("merged", "merged"), *specs]
 
 
-def merge(model: Any, tokenizer: Any, base: Base, folder: Path) -> None:
-    """W + (alpha / r) B A in 16-bit safetensors, with the base's own tokenizer files, template and generation settings."""
+def merge(model: Any, base: Base, folder: Path) -> None:
+    """W + (alpha / r) B A in 16-bit safetensors, with the base's own tokenizer files and template."""
     import torch
 
     merged = model.merge_and_unload()

@@ -75,6 +75,7 @@ def finetune(
     `on_step(step, total, figures)` is called after every optimizer step; `should_stop()` is asked there too.
     Raises Stopped after writing a checkpoint, Diverged when the loss is not finite.
     """
+    from transformers import PrinterCallback
     from transformers.trainer_utils import get_last_checkpoint
 
     checkpoints.mkdir(parents=True, exist_ok=True)
@@ -83,6 +84,7 @@ def finetune(
     trainer = backend.sft_trainer(config, base, tokenizer, prepared, checkpoints)
     watch = _watch(trainer, config.training, prepared, log_path, on_step, should_stop)
     trainer.add_callback(watch)
+    trainer.remove_callback(PrinterCallback)  # it writes to stdout
     resume_from = get_last_checkpoint(str(checkpoints))
     resumed = int(Path(resume_from).name.rpartition("-")[2]) if resume_from else 0
     _keep_log_until(log_path, resumed)

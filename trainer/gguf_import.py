@@ -1,7 +1,7 @@
-"""Turns the GGUF file of a Llama-architecture model back into a 16-bit model folder, for base models that come as packages.
+"""Turns the GGUF file of a Llama-architecture model back into a 16-bit model folder: some base models come so.
 
-The tokenizer is rebuilt from the file's own vocabulary and merges: the generic loader does not split digits, so its token
-ids would differ from llama.cpp's.
+The tokenizer is rebuilt from the file's own vocabulary and merges: the generic loader does not split digits, so its
+token ids would differ from llama.cpp's.
 """
 
 from __future__ import annotations

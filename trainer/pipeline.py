@@ -14,11 +14,13 @@ from trainer.bases import resolve_base
 from trainer.config import TrainConfig, config_dict, config_sha256
 from trainer.export import export, needed_bytes
 from trainer.finetune import Finetuned, finetune
+from trainer.gguf_files import refuse_unknown
 from trainer.machine import hardware, package_versions
 from trainer.prepare import Prepared, prepare
+from trainer.probes import choose_probes
 from trainer.progress import Reporter
 from trainer.rows import Rows, read_rows
-from trainer.verify import verify
+from trainer.verify import measure_reference, verify
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ def train(config: TrainConfig, store: Store, report: Reporter, should_stop: Call
     """Everything that `make train` does. `again` trains although an equal run exists."""
     rows = read_rows(config.data.path, max_bad_share=config.data.max_bad_rows_share)
     report.say(f"data: {config.data.path}: {len(rows.conversations)} rows, format {rows.format}")
+    refuse_unknown(config.export.quantizations)
     store.create()
     fingerprint = f"{config_sha256(config)} {rows.sha256}"
     if not again and (run := unfinished.published(store, config_sha256(config), rows.sha256)):
@@ -81,17 +84,11 @@ def _train_and_publish(
         on_step=report.on_step,
         should_stop=should_stop,
     )
-    artifacts = export(
-        tuned.model,
-        tokenizer,
-        base,
-        store,
-        staging.path,
-        quantizations=config.export.quantizations,
-        progress=report.say,
-    )
+    reference = measure_reference(tuned.model, tokenizer, choose_probes(prepared.train))
+    quantizations = config.export.quantizations
+    artifacts = export(tuned.model, base, store, staging.path, quantizations=quantizations, say=report.say)
     artifacts += _keep_records(store.work(staging.run_id), staging.path, prepared)
-    checks = verify(staging.path, base, tokenizer, prepared, tuned.model, report.say)
+    checks = verify(staging.path, artifacts, tokenizer, reference, report.say)
     if failed := [check for check in checks if not check.passed]:
         raise VerificationFailed(failed, staging.path)
     return staging.publish(_describe(config, base, rows, prepared, tuned, checks), artifacts)

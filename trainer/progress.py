@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -40,7 +41,7 @@ class Reporter:
         self._bar.update(
             self._task,
             completed=step,
-            loss=f"loss {figures['loss']:.3f}",
+            loss=_loss(figures),
             speed=f"{figures['tokens_per_s']:.0f} tokens/s",
         )
         if step >= total:
@@ -54,13 +55,17 @@ class Reporter:
         self._said_at = now
         done = step - self._first[0]
         left = f", {(now - self._first[1]) / done * (total - step):.0f} s left" if done else ""
-        self.say(f"step {step}/{total}, loss {figures['loss']:.3f}, {figures['tokens_per_s']:.0f} tokens/s{left}")
+        self.say(f"step {step}/{total}, {_loss(figures)}, {figures['tokens_per_s']:.0f} tokens/s{left}")
 
     def close(self) -> None:
         """Leave the terminal as it was, whatever happened."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _loss(figures: dict[str, float]) -> str:
+    return f"loss {figures['loss']:.3f}" if math.isfinite(figures["loss"]) else "loss -"
 
 
 def _progress() -> Progress:

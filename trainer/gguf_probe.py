@@ -1,0 +1,79 @@
+"""Child program: loads a GGUF in the engine that serves it and answers the probes of the verification.
+
+stdin: {"gguf", "threads", "context", "gpu_layers", "texts": […], "probes": [{"prompt_ids", "answer_ids"}], "max_tokens"}
+stdout: one JSON document.
+A child, because llama.cpp ends the process at a file that it does not like.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import urllib.request
+from typing import Any
+
+TOP = 100  # tokens per position whose probability is asked for
+
+
+def main() -> None:
+    """Serve the file on a loopback port of this process and ask it."""
+    import xllamacpp
+
+    wish = json.load(sys.stdin)
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = wish["gguf"]
+    parameters.hostnames = ["127.0.0.1"]
+    parameters.port = 0
+    parameters.n_ctx = wish["context"]
+    parameters.n_parallel = 1
+    parameters.ui = False
+    parameters.n_gpu_layers = wish["gpu_layers"]
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = wish["threads"]
+    server = xllamacpp.Server(parameters)
+    url = server.listening_address
+    found = {
+        "chat_template": _get(url, "/props")["chat_template"],
+        "token_ids": [_chat_ids(url, text) for text in wish["texts"]],
+        "answers": [_answer(url, probe["prompt_ids"], wish["max_tokens"]) for probe in wish["probes"]],
+        "positions": [_positions(url, probe) for probe in wish["probes"]],
+    }
+    json.dump(found, sys.stdout)
+
+
+def _chat_ids(url: str, text: str) -> list[int]:
+    """The token ids that the chat endpoint makes of one user message."""
+    prompt = _post(url, "/apply-template", {"messages": [{"role": "user", "content": text}]})["prompt"]
+    ids: list[int] = _post(url, "/tokenize", {"content": prompt, "add_special": True, "parse_special": True})["tokens"]
+    return ids
+
+
+def _answer(url: str, prompt_ids: list[int], max_tokens: int) -> dict[str, Any]:
+    wish = {"prompt": prompt_ids, "n_predict": max_tokens, "temperature": 0, "return_tokens": True}
+    reply = _post(url, "/completion", wish)
+    return {"ids": reply["tokens"], "stop_type": reply["stop_type"]}
+
+
+def _positions(url: str, probe: dict[str, list[int]]) -> list[list[tuple[int, float]]]:
+    """For every token of the answer: the most probable tokens there with their natural log-probabilities."""
+    found = []
+    for position in range(len(probe["answer_ids"])):
+        ids = probe["prompt_ids"] + probe["answer_ids"][:position]
+        wish = {"prompt": ids, "n_predict": 1, "n_probs": TOP, "temperature": 0, "cache_prompt": True}
+        top = _post(url, "/completion", wish)["completion_probabilities"][0]["top_logprobs"]
+        found.append([(entry["id"], entry["logprob"]) for entry in top])
+    return found
+
+
+def _post(url: str, path: str, body: dict[str, Any]) -> Any:
+    request = urllib.request.Request(url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})  # noqa: S310
+    with urllib.request.urlopen(request, timeout=600) as reply:  # noqa: S310
+        return json.load(reply)
+
+
+def _get(url: str, path: str) -> Any:
+    with urllib.request.urlopen(url + path, timeout=60) as reply:  # noqa: S310
+        return json.load(reply)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Proves that the exported files are the fine-tune, each loaded by the engine that will serve it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from modelstore import ArtifactSpec, Check
+from trainer.agreement import Agreement, compare, compare_listed
+from trainer.machine import cpu_threads
+from trainer.probes import MAX_ANSWER_TOKENS, Measured, Probe, measure
+from trainer.render import prompt_text
+
+PROBE_TEXTS = (
+    "How do I reset my API key?",
+    "  two spaces,\ttab\nand a new line 1234567890 3.14",
+    "Überprüfung der Größe: 12 € für Çelik?",
+    "报销单被财务驳回后怎么办？ 需要在 9 天内申诉。",
+    "emoji 🚢🇩🇪 and rtl שלום مرحبا",
+    "<|im_end|> </s> <|end|> typed by a user",
+)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a good export keeps to. docs/verification.md shows the good and the broken exports that they tell apart."""
+
+    top1: float
+    kl: float
+    same_answers: float
+
+
+MERGED = Limits(top1=0.98, kl=0.02, same_answers=0.8)
+EIGHT_BITS_AND_MORE = Limits(top1=0.95, kl=0.05, same_answers=0.7)
+FEWER_BITS = Limits(top1=0.80, kl=0.6, same_answers=0.3)
+LEAST_CHANGE = 0.001  # nats by which a fine-tune differs from its base
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The trained model with its adapter, and the base, measured before anything was exported."""
+
+    probes: list[Probe]
+    tuned: Measured
+    base: Measured
+
+    @property
+    def answers(self) -> list[list[int]]:
+        """The trained answers, as token ids."""
+        return [probe.answer_ids for probe in self.probes]
+
+
+def measure_reference(model: Any, tokenizer: Any, probes: list[Probe]) -> Reference:
+    """`model` is the PeftModel as trained."""
+    tuned = measure(model, tokenizer, probes)
+    with model.disable_adapter():
+        base = measure(model, tokenizer, probes)
+    return Reference(probes, tuned, base)
+
+
+def verify(
+    folder: Path, artifacts: Sequence[ArtifactSpec], tokenizer: Any, reference: Reference, say: Callable[[str], None]
+) -> list[Check]:
+    """One check after the other; a failed one does not stop the rest."""
+    checks = [_differs_from_base(reference)]
+    say("verify: merged weights against base + adapter")
+    merged = _measure_folder(folder / "merged", tokenizer, reference.probes)
+    found = compare(reference.tuned.logprobs, merged.logprobs, reference.answers)
+    checks.append(_agreement("merged", found, MERGED, reference, merged.greedy))
+    for spec in artifacts:
+        if spec.kind == "gguf":
+            say(f"verify: {spec.path} in llama.cpp")
+            checks += _check_gguf(folder / spec.path, spec.quantization or "", tokenizer, reference, merged)
+    return checks
+
+
+def _differs_from_base(reference: Reference) -> Check:
+    found = compare(reference.tuned.logprobs, reference.base.logprobs, reference.answers)
+    changed = sum(a != b for a, b in zip(reference.tuned.greedy, reference.base.greedy, strict=True))
+    figures = {"kl_nats": found.kl, "changed_answers": changed, "answers": len(reference.answers)}
+    return Check("tuned differs from base", found.kl >= LEAST_CHANGE, figures, f"kl_nats >= {LEAST_CHANGE}")
+
+
+def _measure_folder(folder: Path, tokenizer: Any, probes: Sequence[Probe]) -> Measured:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True).to(device)
+    return measure(model, tokenizer, probes)
+
+
+def _agreement(
+    name: str, found: Agreement, limits: Limits, reference: Reference, greedy: Sequence[Sequence[int]]
+) -> Check:
+    """Greedy answers are compared where the fine-tune gives the trained answer; elsewhere near-ties decide."""
+    learnt = [number for number, ids in enumerate(reference.answers) if reference.tuned.greedy[number] == ids]
+    same = sum(list(greedy[number]) == reference.answers[number] for number in learnt)
+    passed = found.top1 >= limits.top1 and found.kl <= limits.kl and same >= limits.same_answers * len(learnt)
+    figures: dict[str, float | int | str] = {"top1": found.top1, "kl_nats": found.kl}
+    figures |= {"loss_added": found.loss_added, "same_answers": same, "of": len(learnt)}
+    limit = f"top1 >= {limits.top1}, kl_nats <= {limits.kl}, same_answers >= {limits.same_answers:.0%}"
+    return Check(f"{name} is the fine-tune", passed, figures, limit)
+
+
+def _check_gguf(gguf: Path, quantization: str, tokenizer: Any, reference: Reference, merged: Measured) -> list[Check]:
+    try:
+        found = _ask_engine(gguf, reference.probes)
+    except (subprocess.CalledProcessError, ValueError) as error:
+        said = str(getattr(error, "stderr", "") or error).strip()[-300:]
+        return [Check(f"{gguf.name} loads", False, {"error": said}, "llama.cpp loads it and answers")]
+    measured = compare_listed(merged.logprobs, found["positions"], reference.answers)
+    end = tokenizer.eos_token_id
+    greedy = [_with_end(answer, end) for answer in found["answers"]]
+    few_bits = not quantization.startswith(("Q8", "F16", "BF16"))
+    limits = FEWER_BITS if few_bits else EIGHT_BITS_AND_MORE
+    return [
+        _same_tokens(gguf, tokenizer, found),
+        _same_template(gguf, tokenizer, found),
+        _agreement(gguf.name, measured, limits, reference, greedy),
+        _stops(gguf, merged, found, end),
+    ]
+
+
+def _with_end(answer: dict[str, Any], end: int) -> list[int]:
+    """The engine leaves the token out at which it stopped."""
+    ids: list[int] = answer["ids"]
+    return ids if answer["stop_type"] != "eos" or ids[-1:] == [end] else [*ids, end]
+
+
+def _ask_engine(gguf: Path, probes: Sequence[Probe]) -> dict[str, Any]:
+    import torch
+
+    wish = {
+        "gguf": str(gguf),
+        "threads": cpu_threads(),
+        "context": 512 + max(len(p.prompt_ids) + len(p.answer_ids) for p in probes) + MAX_ANSWER_TOKENS,
+        "gpu_layers": 999 if torch.cuda.is_available() else 0,
+        "texts": PROBE_TEXTS,
+        "probes": [asdict(probe) for probe in probes],
+        "max_tokens": MAX_ANSWER_TOKENS,
+    }
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    argv = [sys.executable, "-m", "trainer.gguf_probe"]
+    done = subprocess.run(argv, input=json.dumps(wish), env=environment, capture_output=True, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def _same_tokens(gguf: Path, tokenizer: Any, found: dict[str, Any]) -> Check:
+    expected = [tokenizer(prompt_text(tokenizer, text), add_special_tokens=False)["input_ids"] for text in PROBE_TEXTS]
+    same = sum(a == b for a, b in zip(expected, found["token_ids"], strict=True))
+    figures: dict[str, float | int | str] = {"same": same, "texts": len(PROBE_TEXTS)}
+    if same < len(PROBE_TEXTS):
+        figures["first_difference"] = next(
+            text for text, a, b in zip(PROBE_TEXTS, expected, found["token_ids"], strict=True) if a != b
+        )
+    return Check(f"{gguf.name} makes the same prompt tokens", same == len(PROBE_TEXTS), figures, "all the same")
+
+
+def _same_template(gguf: Path, tokenizer: Any, found: dict[str, Any]) -> Check:
+    same = found["chat_template"].strip() == tokenizer.chat_template.strip()
+    return Check(f"{gguf.name} has the chat template", same, {"same": int(same)}, "the tokenizer's own, embedded")
+
+
+def _stops(gguf: Path, merged: Measured, found: dict[str, Any], end: int) -> Check:
+    ended = [number for number, answer in enumerate(merged.greedy) if answer[-1:] == [end]]
+    stopped = sum(found["answers"][number]["stop_type"] == "eos" for number in ended)
+    figures = {"stopped": stopped, "of": len(ended), "answers": len(merged.greedy)}
+    return Check(f"{gguf.name} stops at the end of the turn", stopped >= 0.9 * len(ended), figures, "stopped >= 90% of")
