@@ -39,8 +39,8 @@ def compare(reference: Sequence[Any], other: Sequence[Any], answers: Sequence[Se
 def compare_listed(reference: Sequence[Any], listed: Sequence[Any], answers: Sequence[Sequence[int]]) -> Agreement:
     """The second model lists only its most probable tokens with their log-probabilities.
 
-    Both distributions are reduced to those tokens and one bucket for the rest. By the data-processing inequality (Cover
-    and Thomas, Elements of Information Theory, 2.8) the divergence of the reduced ones is a lower bound of the full one.
+    Both distributions are reduced to those tokens and one bucket for the rest. By the data-processing inequality
+    (Cover and Thomas, Elements of Information Theory, 2.8) that divergence is a lower bound of the full one.
     The loss is compared where the answer's token is listed.
     """
     tally = _Tally()

