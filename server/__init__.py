@@ -1,0 +1,1 @@
+"""Serves a run and its base model behind one OpenAI-compatible endpoint."""
