@@ -20,7 +20,7 @@ class EngineOptions:
     cache_mib: int = 256
 
 
-def llamacpp_argv(  # noqa: PLR0917
+def llamacpp_argv(
     program: list[str], gguf: Path, alias: str, port: int, api_key: str, options: EngineOptions
 ) -> list[str]:
     """The command that serves `gguf` as the model `alias` on a loopback port. Pure."""
