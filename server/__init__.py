@@ -1,1 +1,1 @@
-"""Serves a run and its base model on one OpenAI-compatible endpoint: llama.cpp processes behind a thin gateway."""
+"""Serves a run and its base model behind one OpenAI-compatible endpoint."""

@@ -1,4 +1,4 @@
-"""llama.cpp's server from the xllamacpp extension, with llama-server's own flags: `python -m server.xllama --model …`."""
+"""llama-server without a compiler: the server inside the package xllamacpp, behind llama-server's own flags."""
 
 from __future__ import annotations
 
@@ -7,44 +7,46 @@ import signal
 
 
 def main() -> None:
-    """Load the model, serve until a signal ends the process."""
-    arguments = _parser().parse_args()
-    server = start(arguments)
-    assert server is not None
-    while True:
-        signal.pause()
+    """Serve until SIGTERM."""
+    import xllamacpp
+
+    wish = _parser().parse_args()
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = wish.model
+    parameters.model_alias = [wish.alias]
+    parameters.hostnames = [wish.host]
+    parameters.port = wish.port
+    parameters.api_keys = [wish.api_key] if wish.api_key else []
+    parameters.n_ctx = wish.ctx_size
+    parameters.n_parallel = wish.parallel
+    parameters.n_gpu_layers = wish.gpu_layers
+    parameters.cpuparams.n_threads = wish.threads
+    parameters.cpuparams_batch.n_threads = wish.threads_batch
+    parameters.cache_ram_mib = wish.cache_ram
+    parameters.endpoint_metrics = wish.metrics
+    parameters.ui = not wish.no_ui
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    server = xllamacpp.Server(parameters)  # serves from its own threads
+    signal.sigwait({signal.SIGTERM, signal.SIGINT})
+    del server
 
 
 def _parser() -> argparse.ArgumentParser:
-    """llama-server's names, and only those that server/llamacpp.py uses."""
-    parser = argparse.ArgumentParser(prog="python -m server.xllama", description=__doc__, allow_abbrev=False)
-    for name in ("--model", "--alias", "--host"):
-        parser.add_argument(name, required=True)
-    for name in ("--ctx-size", "--parallel", "--threads", "--threads-batch", "--threads-http", "--cache-ram"):
-        parser.add_argument(name, type=int, required=True)
-    parser.add_argument("--log-verbosity", type=int, default=2)
+    parser = argparse.ArgumentParser(prog="python -m server.xllama", description=__doc__)
+    parser.add_argument("-m", "--model", required=True)
+    parser.add_argument("--alias", required=True)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--api-key", default="")
+    parser.add_argument("-c", "--ctx-size", type=int, default=4096)
+    parser.add_argument("-np", "--parallel", type=int, default=1)
+    parser.add_argument("-t", "--threads", type=int, default=1)
+    parser.add_argument("-tb", "--threads-batch", type=int, default=1)
+    parser.add_argument("-ngl", "--gpu-layers", type=int, default=0)
+    parser.add_argument("--cache-ram", type=int, default=256)
     parser.add_argument("--metrics", action="store_true")
+    parser.add_argument("--no-ui", action="store_true")
     return parser
-
-
-def start(arguments: argparse.Namespace) -> object:
-    """The running server; it stops when the object is deleted."""
-    import xllamacpp
-
-    params = xllamacpp.CommonParams()
-    params.model.path = arguments.model
-    params.model_alias = [arguments.alias]
-    params.hostnames = [arguments.host]
-    params.port = 1  # of no meaning for a Unix socket, but 0 would ask for a TCP port
-    params.n_ctx = arguments.ctx_size
-    params.n_parallel = arguments.parallel
-    params.cpuparams.n_threads = arguments.threads
-    params.cpuparams_batch.n_threads = arguments.threads_batch
-    params.n_threads_http = arguments.threads_http
-    params.cache_ram_mib = arguments.cache_ram
-    params.verbosity = arguments.log_verbosity
-    params.endpoint_metrics = arguments.metrics
-    return xllamacpp.Server(params)
 
 
 if __name__ == "__main__":
