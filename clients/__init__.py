@@ -1,0 +1,1 @@
+"""Asks an OpenAI-compatible endpoint, compares base against tuned, and writes the report."""

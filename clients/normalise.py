@@ -1,0 +1,54 @@
+"""Brings texts into a form in which equal statements are equal: Unicode, case, spaces, numbers as values."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_UNITS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+_WORDS = {word: number for number, word in enumerate([*_UNITS.split(), "eighteen", "nineteen"])}
+_TENS = {word: 10 * number for number, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), 2)}
+_HAN = {character: number for number, character in enumerate("零一二三四五六七八九")} | {"两": 2}
+_TEN_WORDS = "|".join(_TENS)
+_SMALL = "|".join(word for word, number in _WORDS.items() if 0 < number < 10)
+_COMPOUND = re.compile(rf"\b({_TEN_WORDS})(?:[\s-]({_SMALL}))?\b")
+_SIMPLE = re.compile(rf"\b({'|'.join(_WORDS)})\b")
+_HAN_NUMBER = re.compile(r"([一二两三四五六七八九])?(十)([一二三四五六七八九])?|([零一二两三四五六七八九])(?=[个天日小次年月周人份元])")
+
+
+def normalise(text: str) -> str:
+    """NFKC, case-folded, typographic quotes and dashes plain, spaces single, numbers written as digits.
+
+    "Ninety-nine", "99" and "９９" become "99"; "1,000.50" becomes "1000.5"; "九天" becomes "9天".
+    """
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    plain = plain.translate(str.maketrans("‘’“”–—‑−", "''\"\"----"))
+    plain = _COMPOUND.sub(lambda m: str(_TENS[m[1]] + (_WORDS[m[2]] if m[2] else 0)), plain)
+    plain = _SIMPLE.sub(lambda m: str(_WORDS[m[1]]), plain)
+    plain = _HAN_NUMBER.sub(_from_han, plain)
+    plain = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", plain)
+    plain = re.sub(r"(\d+\.\d*?)0+(?!\d)", lambda m: m[1].rstrip("."), plain)
+    plain = re.sub(r"(?<=\d)\s+(?=%)", "", plain)
+    return " ".join(plain.split())
+
+
+def _from_han(found: re.Match[str]) -> str:
+    if found[4]:
+        return str(_HAN[found[4]])
+    return str(10 * (_HAN[found[1]] if found[1] else 1) + (_HAN[found[3]] if found[3] else 0))
+
+
+def contains(text: str, wording: str) -> bool:
+    """Whether `text` says `wording`: as a whole word or number, or as `re:PATTERN` on the normalised text."""
+    plain = normalise(text)
+    if wording.startswith("re:"):
+        return re.search(wording[3:], plain, re.IGNORECASE) is not None
+    sought = normalise(wording)
+    before = r"(?<![\w.])" if _is_western(sought[:1]) else ""
+    after = r"(?!\w|\.\d)" if _is_western(sought[-1:]) else ""
+    return re.search(before + re.escape(sought) + after, plain) is not None
+
+
+def _is_western(character: str) -> bool:
+    """Letters and digits that are set apart by spaces; Chinese ones are not."""
+    return bool(re.match(r"\w", character)) and ord(character or "\0") < 0x2E80
