@@ -1,0 +1,53 @@
+"""An OpenAI-compatible endpoint: who is there, under which key, and what goes wrong in words."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from modelstore import UserError
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where to ask. The key comes from the option, TUNESHIP_API_KEY or OPENAI_API_KEY."""
+
+    url: str
+    api_key: str = ""
+
+    def client(self, timeout_s: float = 120.0) -> AsyncOpenAI:
+        """The official client; retries are ours, so that they are counted."""
+        from openai import AsyncOpenAI
+
+        key = self.api_key or os.environ.get("TUNESHIP_API_KEY") or os.environ.get("OPENAI_API_KEY") or "none"
+        return AsyncOpenAI(base_url=self.url, api_key=key, timeout=timeout_s, max_retries=0)
+
+
+async def model_names(endpoint: Endpoint) -> list[str]:
+    """What the endpoint lists. Raises UserError when it cannot be reached or refuses the key."""
+    import openai
+
+    try:
+        return [model.id async for model in endpoint.client(10).models.list()]
+    except openai.APIConnectionError:
+        raise UserError(f"Nothing answers at {endpoint.url}. Start a server with `make serve`, or set URL=…") from None
+    except openai.AuthenticationError:
+        raise UserError(f"{endpoint.url} refuses the API key. Set TUNESHIP_API_KEY or --api-key.") from None
+    except openai.APIError as error:
+        raise UserError(f"{endpoint.url} is no OpenAI-compatible endpoint: {error}.") from None
+
+
+def refuse_unknown(wanted: list[str], there: list[str], url: str) -> None:
+    """Raise UserError for a model that the endpoint does not list."""
+    if missing := [name for name in wanted if name not in there]:
+        raise UserError(f"{url} has no model '{missing[0]}'. It has: {', '.join(there)}.")
+
+
+def served_run(names: list[str]) -> str | None:
+    """The run id among the listed models, if the endpoint is ours."""
+    others = [name for name in names if name not in ("tuned", "base")]
+    return others[0] if len(others) == 1 and "tuned" in names else None
