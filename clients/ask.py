@@ -66,7 +66,9 @@ async def ask_all(
     on_answer: Callable[[Answer], None],
 ) -> list[Answer]:
     """Every question once; answers that `results` holds already are not asked for again. Order follows `questions`."""
-    done = {answer.question_id: answer for answer in read_answers(results) if answer.model == model and not answer.error}
+    done = {
+        answer.question_id: answer for answer in read_answers(results) if answer.model == model and not answer.error
+    }
     gate, client = asyncio.Semaphore(options.concurrency), endpoint.client()
 
     async def one(question: Question) -> Answer:

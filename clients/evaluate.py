@@ -65,7 +65,9 @@ def summarise(base: Sequence[Scored], tuned: Sequence[Scored]) -> dict[str, Any]
     for name, corrected in holm(tested).items():
         by_category[name]["comparison"]["p_value_holm"] = corrected
     overall = _compared(base, tuned)
-    said = verdict(Comparison(**overall["comparison"])) if overall["comparison"] else "No question was answered by both."
+    said = (
+        verdict(Comparison(**overall["comparison"])) if overall["comparison"] else "No question was answered by both."
+    )
     return {"verdict": said, "base": figures(base), "tuned": figures(tuned), **overall, "by_category": by_category}
 
 

@@ -5,15 +5,21 @@ from __future__ import annotations
 import re
 import unicodedata
 
-_UNITS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+_UNITS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+)
 _WORDS = {word: number for number, word in enumerate([*_UNITS.split(), "eighteen", "nineteen"])}
-_TENS = {word: 10 * number for number, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), 2)}
+_TENS = {
+    word: 10 * number for number, word in enumerate(["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], 2)
+}
 _HAN = {character: number for number, character in enumerate("零一二三四五六七八九")} | {"两": 2}
 _TEN_WORDS = "|".join(_TENS)
 _SMALL = "|".join(word for word, number in _WORDS.items() if 0 < number < 10)
 _COMPOUND = re.compile(rf"\b({_TEN_WORDS})(?:[\s-]({_SMALL}))?\b")
 _SIMPLE = re.compile(rf"\b({'|'.join(_WORDS)})\b")
-_HAN_NUMBER = re.compile(r"([一二两三四五六七八九])?(十)([一二三四五六七八九])?|([零一二两三四五六七八九])(?=[个天日小次年月周人份元])")
+_HAN_NUMBER = re.compile(
+    r"([一二两三四五六七八九])?(十)([一二三四五六七八九])?|([零一二两三四五六七八九])(?=[个天日小次年月周人份元])"
+)
 
 
 def normalise(text: str) -> str:

@@ -63,7 +63,9 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 def verdict(found: Comparison) -> str:
     """What may be concluded, in a sentence."""
-    points = f"{100 * abs(found.difference):.1f} points (95% interval {100 * found.low:+.1f} to {100 * found.high:+.1f})"
+    points = (
+        f"{100 * abs(found.difference):.1f} points (95% interval {100 * found.low:+.1f} to {100 * found.high:+.1f})"
+    )
     proof = f"on {found.questions} paired questions, exact McNemar p = {_p(found.p_value)}"
     if found.p_value < LEVEL:
         word = "better" if found.difference > 0 else "worse"
