@@ -57,7 +57,8 @@ def serve(
     plan = plan_serving(Store(store), run, quantization, options)
     if listener is None:
         for engine in plan.engines:
-            print(shlex.join(engine.argv))
+            shown = {name: value for name, value in engine.environment.items() if name != "LLAMA_API_KEY"}
+            print(shlex.join([*(f"{name}={value}" for name, value in shown.items()), *engine.argv]))
         return
     from server.serve import serve as run_plan
 

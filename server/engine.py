@@ -5,8 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+
+HTTP_THREADS = 160  # llama.cpp blocks one per open stream, also per waiting one; its default is slots + 4
+# libgomp's own value for crowded processors. Its default spins for a millisecond at every barrier, so that two engines
+# on the same processors take turns at doing nothing: docs/serving.md has the measurement.
+OPENMP_SPINS = "1000"
 
 
 @dataclass(frozen=True)
@@ -20,26 +27,33 @@ class EngineOptions:
     cache_mib: int = 256
 
 
-def llamacpp_argv(
-    program: list[str], gguf: Path, alias: str, port: int, api_key: str, options: EngineOptions
-) -> list[str]:
-    """The command that serves `gguf` as the model `alias` on a loopback port. Pure."""
+def llamacpp_argv(program: list[str], gguf: Path, alias: str, port: int, options: EngineOptions) -> list[str]:
+    """The command that serves `gguf` as the model `alias` on a loopback port. Pure.
+
+    Only errors are logged: llama.cpp quotes requests in its warnings.
+    """
     return [
         *program,
         *("-m", str(gguf)),
         *("--alias", alias),
         *("--host", "127.0.0.1"),
         *("--port", str(port)),
-        *("--api-key", api_key),
         *("-c", str(options.slots * options.context_tokens)),  # llama.cpp divides -c among the slots
         *("-np", str(options.slots)),
         *("-t", str(options.threads)),
         *("-tb", str(options.threads)),
         *("-ngl", str(options.gpu_layers)),
         *("--cache-ram", str(options.cache_mib)),  # the engine's own default is 8 GiB
+        *("--threads-http", str(HTTP_THREADS)),
+        *("-lv", "1"),
         "--metrics",
         "--no-ui",
     ]
+
+
+def llamacpp_environment(api_key: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """What the engine's environment adds to `environ`: the key, which every user could read in an argument list."""
+    return {"LLAMA_API_KEY": api_key, "GOMP_SPINCOUNT": environ.get("GOMP_SPINCOUNT", OPENMP_SPINS)}
 
 
 def llamacpp_program() -> list[str]:

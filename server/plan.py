@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from modelstore import Artifact, Run, Store, UserError
-from server.engine import EngineOptions, llamacpp_argv, llamacpp_program
+from server.engine import EngineOptions, llamacpp_argv, llamacpp_environment, llamacpp_program
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class EnginePlan:
     port: int
     api_key: str
     argv: list[str]
+    environment: dict[str, str]
 
     @property
     def url(self) -> str:
@@ -55,8 +57,8 @@ def plan_serving(store: Store, ref: str, quantization: str | None, options: Engi
 
 def _engine(role: str, names: tuple[str, ...], artifact: Artifact, options: EngineOptions) -> EnginePlan:
     port, key = _free_port(), secrets.token_urlsafe(24)
-    argv = llamacpp_argv(llamacpp_program(), artifact.path, names[0], port, key, options)
-    return EnginePlan(role, names, port, key, argv)
+    argv = llamacpp_argv(llamacpp_program(), artifact.path, names[0], port, options)
+    return EnginePlan(role, names, port, key, argv, llamacpp_environment(key, os.environ))
 
 
 def _check(artifact: Artifact) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import os
 import signal
 import sys
 import time
@@ -63,7 +64,12 @@ class Engine:
             self.restarts += 1
             began = time.monotonic()
             self._process = await asyncio.create_subprocess_exec(
-                *self.plan.argv, stdout=sys.stderr, stderr=sys.stderr, preexec_fn=_die_with_parent
+                *self.plan.argv,
+                env={**os.environ, **self.plan.environment},
+                stdout=sys.stderr,
+                stderr=sys.stderr,
+                start_new_session=True,  # Ctrl-C in the terminal is for this process, which drains first
+                preexec_fn=_die_with_parent,
             )
             code = await self._process.wait()
             self.was_ready = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 
 
@@ -16,12 +17,14 @@ def main() -> None:
     parameters.model_alias = [wish.alias]
     parameters.hostnames = [wish.host]
     parameters.port = wish.port
-    parameters.api_keys = [wish.api_key] if wish.api_key else []
+    parameters.api_keys = list(filter(None, [os.environ.get("LLAMA_API_KEY")]))
     parameters.n_ctx = wish.ctx_size
     parameters.n_parallel = wish.parallel
     parameters.n_gpu_layers = wish.gpu_layers
     parameters.cpuparams.n_threads = wish.threads
     parameters.cpuparams_batch.n_threads = wish.threads_batch
+    parameters.n_threads_http = wish.threads_http
+    parameters.verbosity = wish.log_verbosity
     parameters.cache_ram_mib = wish.cache_ram
     parameters.endpoint_metrics = wish.metrics
     parameters.ui = not wish.no_ui
@@ -37,12 +40,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--alias", required=True)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--api-key", default="")
     parser.add_argument("-c", "--ctx-size", type=int, default=4096)
     parser.add_argument("-np", "--parallel", type=int, default=1)
     parser.add_argument("-t", "--threads", type=int, default=1)
     parser.add_argument("-tb", "--threads-batch", type=int, default=1)
     parser.add_argument("-ngl", "--gpu-layers", type=int, default=0)
+    parser.add_argument("--threads-http", type=int, default=-1)
+    parser.add_argument("-lv", "--log-verbosity", type=int, default=1)
     parser.add_argument("--cache-ram", type=int, default=256)
     parser.add_argument("--metrics", action="store_true")
     parser.add_argument("--no-ui", action="store_true")
