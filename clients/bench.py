@@ -14,7 +14,7 @@ from clients.endpoint import Endpoint, model_names, refuse_unknown
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-WORDS = ["harbour", "quay", "ledger", "claim", "invoice", "tide", "winch", "rope", "crane", "depot", "pilot", "berth", "cargo", "signal", "watch", "anchor"]
+WORDS = ("harbour", "quay", "ledger", "claim", "invoice", "tide", "winch", "rope", "crane", "depot", "pilot", "berth")
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,8 @@ _UNITS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
 )
 _WORDS = {word: number for number, word in enumerate([*_UNITS.split(), "eighteen", "nineteen"])}
-_TENS = {
-    word: 10 * number for number, word in enumerate(["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], 2)
-}
+_TENS = dict(zip(("twenty", "thirty", "forty", "fifty"), (20, 30, 40, 50), strict=True))
+_TENS |= dict(zip(("sixty", "seventy", "eighty", "ninety"), (60, 70, 80, 90), strict=True))
 _HAN = {character: number for number, character in enumerate("零一二三四五六七八九")} | {"两": 2}
 _TEN_WORDS = "|".join(_TENS)
 _SMALL = "|".join(word for word, number in _WORDS.items() if 0 < number < 10)
