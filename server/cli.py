@@ -61,8 +61,13 @@ def serve(
             print(shlex.join([*(f"{name}={value}" for name, value in shown.items()), *engine.argv]))
         return
     from server.serve import serve as run_plan
+    from server.supervise import EngineFailed
 
-    asyncio.run(run_plan(plan, listener, keys, drain_s))
+    try:
+        asyncio.run(run_plan(plan, listener, keys, drain_s))
+    except EngineFailed as failure:
+        click.echo(f"error: {failure}", err=True)
+        sys.exit(1)
 
 
 @main.command()

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-
 HTTP_THREADS = 160  # llama.cpp blocks one per open stream, also per waiting one; its default is slots + 4
 # libgomp's own value for crowded processors. Its default spins for a millisecond at every barrier, so that two engines
 # on the same processors take turns at doing nothing: docs/serving.md has the measurement.

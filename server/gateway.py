@@ -5,21 +5,28 @@ llama-server answers 200 to unknown models, reads any body, cuts its streams at 
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
+import re
 import sys
 import time
+import traceback
 import uuid
 from collections.abc import Mapping
-from typing import Any
 
 from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, web
+from aiohttp.typedefs import Handler
 
+from server.errors import ApiError, from_engine
 from server.metrics import RequestCounts, labelled
 from server.supervise import Engine
+from server.validation import Limits, check_request, parse_body
 
-MAX_BODY_BYTES = 1 << 20
-MAX_TOKENS = 1 << 20
+BODY_TIMEOUT_S = 30.0
+CLIENT_GONE = 499  # nginx's code; only the log and the counters see it
+MAX_ERROR_BYTES = 1 << 16
+REQUEST_ID = re.compile(r"^[\w.:-]{1,64}$", re.ASCII)
 NO_LIMIT = ClientTimeout(total=None, sock_connect=5)
 PASSED = ("/v1/chat/completions", "/v1/completions")
 OPEN = ("/health", "/ready", "/metrics")
@@ -28,8 +35,11 @@ OPEN = ("/health", "/ready", "/metrics")
 class Gateway:
     """Routes requests by model name to the engines."""
 
-    def __init__(self, run_id: str, engines: list[Engine], keys: Mapping[str, str], session: ClientSession) -> None:
+    def __init__(
+        self, run_id: str, engines: list[Engine], keys: Mapping[str, str], limits: Limits, session: ClientSession
+    ) -> None:
         self._run_id = run_id
+        self._limits = limits
         self._engines = engines
         self._by_name = {name: engine for engine in engines for name in engine.plan.names}
         self._keys = keys
@@ -40,7 +50,7 @@ class Gateway:
 
     def application(self) -> web.Application:
         """The aiohttp application."""
-        application = web.Application(middlewares=[self._outermost], client_max_size=MAX_BODY_BYTES)
+        application = web.Application(middlewares=[self._outermost], client_max_size=self._limits.body_bytes)
         application.router.add_get("/health", self._health)
         application.router.add_get("/ready", self._ready)
         application.router.add_get("/metrics", self._metrics)
@@ -50,39 +60,54 @@ class Gateway:
         return application
 
     @web.middleware
-    async def _outermost(self, request: web.Request, handler: Any) -> web.StreamResponse:
+    async def _outermost(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Request id, key, error shape, counters, access log (never prompts)."""
-        began, request["id"] = time.monotonic(), request.headers.get("x-request-id", uuid.uuid4().hex)[:64]
-        request["model"], request["key"] = "-", "-"
+        began, given = time.monotonic(), request.headers.get("x-request-id", "")
+        request["id"] = given if REQUEST_ID.match(given) else uuid.uuid4().hex
+        request["model"], request["key"], status = "-", "-", CLIENT_GONE
         try:
-            response = self._refusal(request) or await handler(request)
-        except web.HTTPRequestEntityTooLarge:
-            response = _error(413, f"The body is larger than {MAX_BODY_BYTES} bytes.")
-        except web.HTTPException as refusal:
-            response = _error(refusal.status, f"{request.method} {request.path}: {refusal.reason}. {_KNOWN}")
-        if not response.prepared:
-            response.headers["x-request-id"] = request["id"]
-        seconds = time.monotonic() - began
-        if request.path not in OPEN:
-            self._counts.add(request["model"], response.status, seconds)
-            line = f"{request['id']} key={request['key']} {request.method} {request.path} model={request['model']}"
-            print(f"{line} {response.status} {seconds:.3f}s", file=sys.stderr, flush=True)
-        return response
+            response = await self._answered(request, handler)
+            status = response.status
+            if not response.prepared:
+                response.headers["x-request-id"] = request["id"]
+            return response
+        finally:
+            if request.path not in OPEN:
+                self._finished(request, status, time.monotonic() - began)
 
-    def _refusal(self, request: web.Request) -> web.Response | None:
+    async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """The handler's answer; every refusal as a document."""
+        try:
+            self._admit(request)
+            return await handler(request)
+        except ApiError as refusal:
+            return _refused(refusal)
+        except web.HTTPRequestEntityTooLarge:
+            return _refused(ApiError(413, f"The body is larger than {self._limits.body_bytes} bytes."))
+        except web.HTTPException as refusal:
+            return _refused(ApiError(refusal.status, f"{request.method} {request.path}: {refusal.reason}. {_KNOWN}"))
+        except Exception:  # a bug: the operator gets the traceback, the client the usual shape
+            traceback.print_exc()
+            return _refused(ApiError(500, "The server failed at this request."))
+
+    def _admit(self, request: web.Request) -> None:
         if request.path in OPEN:
-            return None
+            return
         if self.draining:
-            return _error(503, "The server is shutting down.", "server_error")
+            raise ApiError(503, "The server is shutting down.")
         if not self._keys:
-            return None
-        given = request.headers.get("Authorization", "").removeprefix("Bearer ").encode()
+            return
+        given = request.headers.get("Authorization", "").removeprefix("Bearer ").encode("utf-8", "surrogateescape")
         # every key is compared, in constant time each, so that the time says nothing about the keys
         named = [name for name, key in self._keys.items() if hmac.compare_digest(key.encode(), given)]
         if not named:
-            return _error(401, "No valid API key: send it as 'Authorization: Bearer KEY'.", code="invalid_api_key")
+            raise ApiError(401, "No valid API key: send it as 'Authorization: Bearer KEY'.", "invalid_api_key")
         request["key"] = named[0]
-        return None
+
+    def _finished(self, request: web.Request, status: int, seconds: float) -> None:
+        self._counts.add(request["model"], status, seconds)
+        line = f"{request['id']} key={request['key']} {request.method} {request.path!r} model={request['model']}"
+        print(f"{line} {status} {seconds:.3f}s", file=sys.stderr, flush=True)
 
     async def _health(self, _: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})
@@ -113,65 +138,64 @@ class Gateway:
         return web.Response(text=text, content_type="text/plain", charset="utf-8")
 
     async def _pass_on(self, request: web.Request) -> web.StreamResponse:
-        body = await request.read()
-        wish, fault = _parsed(body)
-        if fault:
-            return fault
-        name = wish.get("model", "tuned")
-        engine = self._by_name.get(name) if isinstance(name, str) else None
-        if engine is None:
-            return _error(404, f"There is no model {name!r} here. /v1/models lists them.", code="model_not_found")
+        body = parse_body(await _body(request))
+        engine = self._engine_for(body.get("model"))
         request["model"] = engine.plan.role
+        check_request(body, self._limits, is_chat=request.path.endswith("/chat/completions"))
         headers = {"Authorization": f"Bearer {engine.plan.api_key}", "Content-Type": "application/json"}
+        # what was checked is what the engine reads: written anew, so that no second reading of the bytes can differ
+        data = json.dumps(body).encode()
         try:
             async with self._session.post(
-                engine.plan.url + request.path, data=body, headers=headers, timeout=NO_LIMIT
+                engine.plan.url + request.path, data=data, headers=headers, timeout=NO_LIMIT
             ) as reply:
-                return await _relay(request, reply)
+                return await _relay(request, reply, engine)
         except (ClientError, OSError) as error:
-            return _error(
-                503,
-                f"The engine does not answer ({type(error).__name__}): {engine.why_not_ready or 'busy'}.",
-                "server_error",
-            )
+            why = engine.why_not_ready or type(error).__name__
+            raise ApiError(503, f"The engine does not answer: {why}.") from None
+
+    def _engine_for(self, name: object) -> Engine:
+        engine = self._by_name.get("tuned" if name is None else name) if isinstance(name, str | None) else None
+        if engine is None:
+            raise ApiError(404, f"There is no model {name!r} here. /v1/models lists them.", "model_not_found", "model")
+        return engine
 
 
-async def _relay(request: web.Request, reply: ClientResponse) -> web.StreamResponse:
-    """Bytes as they come. A stream that the engine breaks off ends with an error event, never silently."""
-    response = web.StreamResponse(status=reply.status, headers={"x-request-id": request["id"]})
+async def _body(request: web.Request) -> bytes:
+    try:
+        return await asyncio.wait_for(request.read(), BODY_TIMEOUT_S)
+    except TimeoutError:
+        raise ApiError(408, f"The body did not arrive within {BODY_TIMEOUT_S:g} s.") from None
+
+
+async def _relay(request: web.Request, reply: ClientResponse, engine: Engine) -> web.StreamResponse:
+    """The engine's answer; a stream as its bytes come."""
+    if reply.status != 200:
+        raise from_engine(reply.status, await reply.content.read(MAX_ERROR_BYTES))
+    if reply.content_type != "text/event-stream":
+        body = await reply.read()
+        engine.last_output_at = time.monotonic()
+        return web.Response(body=body, content_type=reply.content_type)
+    headers = {"x-request-id": request["id"], "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    response = web.StreamResponse(headers=headers)
     response.content_type = reply.content_type
     await response.prepare(request)
     try:
         async for piece in reply.content.iter_any():
+            engine.last_output_at = time.monotonic()
             await response.write(piece)
-    except ClientError:
-        if reply.content_type != "text/event-stream":
-            raise
-        fault = {"error": {"message": "The engine broke off.", "type": "server_error", "code": None}}
+    except (ClientError, OSError):
+        if request.transport is None or request.transport.is_closing():
+            raise ApiError(CLIENT_GONE, "The client went away.") from None
+        # never end silently: the text so far would look complete
+        fault = ApiError(502, "The engine broke off.").document()
         await response.write(f"data: {json.dumps(fault)}\n\n".encode())
     await response.write_eof()
     return response
 
 
-def _parsed(body: bytes) -> tuple[dict[str, Any], web.Response | None]:
-    try:
-        wish = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        return {}, _error(400, f"The body is not JSON: {error}.")
-    if not isinstance(wish, dict):
-        return {}, _error(400, "The body is not a JSON object.")
-    for name in ("max_tokens", "max_completion_tokens"):
-        value = wish.get(name)
-        if value is not None and (
-            not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_TOKENS
-        ):
-            return {}, _error(400, f"{name} is {value!r}; it must be a whole number from 1 to {MAX_TOKENS}.")
-    return wish, None
+def _refused(refusal: ApiError) -> web.Response:
+    return web.json_response(refusal.document(), status=refusal.status, headers=refusal.headers())
 
 
 _KNOWN = "This server has GET /v1/models, POST /v1/chat/completions and POST /v1/completions."
-
-
-def _error(status: int, message: str, kind: str = "invalid_request_error", code: str | None = None) -> web.Response:
-    """OpenAI's error shape."""
-    return web.json_response({"error": {"message": message, "type": kind, "param": None, "code": code}}, status=status)

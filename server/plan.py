@@ -8,8 +8,9 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from modelstore import Artifact, Run, Store, UserError
+from modelstore import Artifact, Manifest, Run, Store, UserError
 from server.engine import EngineOptions, llamacpp_argv, llamacpp_environment, llamacpp_program
+from server.validation import Limits
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class EnginePlan:
     api_key: str
     argv: list[str]
     environment: dict[str, str]
+    chat_template_sha256: str = ""
 
     @property
     def url(self) -> str:
@@ -35,6 +37,7 @@ class ServePlan:
 
     run: Run
     engines: tuple[EnginePlan, ...]
+    limits: Limits
 
 
 def plan_serving(store: Store, ref: str, quantization: str | None, options: EngineOptions) -> ServePlan:
@@ -45,20 +48,24 @@ def plan_serving(store: Store, ref: str, quantization: str | None, options: Engi
     base = store.base(str(run.manifest.base.get("id")))
     original = base.artifact("gguf", tuned.quantization)
     with ThreadPoolExecutor() as pool:
-        list(pool.map(_check, (tuned, original)))
+        list(pool.map(_check, (*run.manifest.artifacts, original)))  # of a base, which grows, only what is served
     return ServePlan(
         run,
         (
-            _engine("tuned", (run.id, "tuned"), tuned, options),
-            _engine("base", ("base", base.id), original, options),
+            _engine("tuned", (run.id, "tuned"), tuned, run.manifest, options),
+            _engine("base", ("base", base.id), original, base.manifest, options),
         ),
+        Limits(options.context_tokens, options.slots),
     )
 
 
-def _engine(role: str, names: tuple[str, ...], artifact: Artifact, options: EngineOptions) -> EnginePlan:
+def _engine(
+    role: str, names: tuple[str, ...], artifact: Artifact, manifest: Manifest, options: EngineOptions
+) -> EnginePlan:
     port, key = _free_port(), secrets.token_urlsafe(24)
     argv = llamacpp_argv(llamacpp_program(), artifact.path, names[0], port, options)
-    return EnginePlan(role, names, port, key, argv, llamacpp_environment(key, os.environ))
+    environment = llamacpp_environment(key, os.environ)
+    return EnginePlan(role, names, port, key, argv, environment, manifest.chat_template_sha256)
 
 
 def _check(artifact: Artifact) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import hashlib
 import os
+import re
 import signal
 import sys
 import time
@@ -22,6 +24,12 @@ PROOF_TIMEOUT_S = 30.0
 FAILED_PROOFS = 3  # a ready engine that fails so often in a row is restarted
 MAX_BACKOFF_S = 30.0
 PR_SET_PDEATHSIG = 1
+TOO_SLOW = f"no token within {PROOF_TIMEOUT_S:g} s"
+BATCHES = re.compile(r"^llamacpp:n_decode_total (\d+)", re.MULTILINE)
+
+
+class EngineFailed(Exception):
+    """An engine ended before it had generated anything."""
 
 
 class Engine:
@@ -30,8 +38,10 @@ class Engine:
     def __init__(self, plan: EnginePlan, session: ClientSession) -> None:
         self.plan = plan
         self.why_not_ready = "starting"
-        self.was_ready = False
+        self.was_ready = False  # since its last start
+        self.cannot_start = asyncio.Event()
         self.restarts = -1
+        self.last_output_at = 0.0  # time.monotonic(), set by whoever passes on what the engine generates
         self._session = session
         self._process: asyncio.subprocess.Process | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -72,6 +82,10 @@ class Engine:
                 preexec_fn=_die_with_parent,
             )
             code = await self._process.wait()
+            if not self.was_ready and self.restarts == 0:
+                self.why_not_ready = f"ended with code {code} before it generated anything"
+                self.cannot_start.set()
+                return
             self.was_ready = False
             self.why_not_ready = f"the engine ended with code {code} and is being restarted"
             print(f"{self.plan.role}: {self.why_not_ready}", file=sys.stderr, flush=True)
@@ -81,7 +95,7 @@ class Engine:
     async def _keep_proving(self) -> None:
         failures = 0
         while True:
-            fault = await self._prove()
+            fault = await self._fault()
             failures = failures + 1 if fault and self.was_ready else 0
             self.was_ready = self.was_ready or not fault
             self.why_not_ready = fault
@@ -90,6 +104,27 @@ class Engine:
                 self._process.kill()
             await asyncio.sleep(WATCH_S if self.is_ready else EAGER_S if failures == 0 else 1.0)
 
+    async def _fault(self) -> str:
+        """Why the engine is not ready. What clients receive is proof enough; being slow while at work is no fault."""
+        if self.is_ready and time.monotonic() - self.last_output_at < WATCH_S:
+            return ""
+        before = await self._batches() if self.was_ready else 0
+        fault = await self._prove()
+        return "" if fault == TOO_SLOW and 0 < before < await self._batches() else fault
+
+    async def _batches(self) -> int:
+        """How many batches the engine has computed; 0 when it does not say."""
+        from aiohttp import ClientError, ClientTimeout
+
+        headers = {"Authorization": f"Bearer {self.plan.api_key}"}
+        limit = ClientTimeout(total=PROOF_TIMEOUT_S)
+        try:
+            async with self._session.get(f"{self.plan.url}/metrics", headers=headers, timeout=limit) as reply:
+                found = BATCHES.search(await reply.text())
+                return int(found[1]) if found else 0
+        except (ClientError, TimeoutError, ValueError, OSError):
+            return 0
+
     async def _prove(self) -> str:
         """Empty after a generated token of a chat turn; otherwise what went wrong."""
         from aiohttp import ClientError, ClientTimeout
@@ -97,14 +132,29 @@ class Engine:
         wish: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1, "temperature": 0}
         headers = {"Authorization": f"Bearer {self.plan.api_key}"}
         url = f"{self.plan.url}/v1/chat/completions"
+        limit = ClientTimeout(total=PROOF_TIMEOUT_S)
         try:
-            limit = ClientTimeout(total=PROOF_TIMEOUT_S)
+            if not self.was_ready:
+                async with self._session.get(f"{self.plan.url}/props", headers=headers, timeout=limit) as reply:
+                    properties = await reply.json()
+                if reply.status == 200 and not _is_template(properties, self.plan.chat_template_sha256):
+                    return "the engine uses another chat template than the one that the model was trained with"
             async with self._session.post(url, json=wish, headers=headers, timeout=limit) as reply:
                 told = await reply.json()
             made = told.get("usage", {}).get("completion_tokens", 0)
             return "" if reply.status == 200 and made else f"generation fails with status {reply.status}"
-        except (ClientError, TimeoutError, ValueError, OSError) as error:
+        except TimeoutError:
+            return TOO_SLOW
+        except (ClientError, ValueError, OSError) as error:
             return f"generation fails: {type(error).__name__}"
+
+
+def _is_template(properties: dict[str, Any], sha256: str) -> bool:
+    """An engine without the model's own template takes another one and answers well-formed nonsense."""
+    found = str(properties.get("chat_template", ""))
+    # writers of GGUF files differ in whether they keep white space at the ends
+    variants = (found, found.strip(), f"{found.strip()}\n")
+    return not sha256 or sha256 in {hashlib.sha256(text.encode()).hexdigest() for text in variants}
 
 
 def _die_with_parent() -> None:

@@ -1,0 +1,37 @@
+"""Every refusal has the shape that OpenAI's clients expect: {"error": {"message", "type", "param", "code"}}."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+_TYPES = {401: "authentication_error", 500: "server_error", 502: "server_error", 503: "server_error"}
+
+
+class ApiError(Exception):
+    """An answer with an HTTP status, for whoever asked."""
+
+    def __init__(self, status: int, message: str, code: str | None = None, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.code, self.param = status, code, param
+
+    def document(self) -> dict[str, Any]:
+        """The body of the answer, and the last event of a stream that breaks off."""
+        kind = _TYPES.get(self.status, "invalid_request_error")
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+
+    def headers(self) -> dict[str, str]:
+        """What belongs to the status."""
+        return {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}.get(self.status, {})
+
+
+def from_engine(status: int, body: bytes) -> ApiError:
+    """An engine's refusal in this shape. What an engine says about itself in a 5xx is not passed on."""
+    if status >= 500:
+        return ApiError(*((503, "The model is loading.") if status == 503 else (502, "The engine failed.")))
+    try:
+        error = json.loads(body)["error"]
+        kind, message = error.get("type"), str(error["message"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        kind, message = None, "The engine refused the request without a reason."
+    return ApiError(status, message, "context_length_exceeded" if kind == "exceed_context_size_error" else None)
