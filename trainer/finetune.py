@@ -121,7 +121,8 @@ def _load_finished(trainer: Any, checkpoint: str) -> None:
 
 def _keep_log_until(log_path: Path, step: int) -> None:
     """Drop the log lines after the checkpoint that training resumes from; they are written again."""
-    if log_path.exists():
+    log_path.touch()
+    if log_path.stat().st_size:
         lines = [line for line in log_path.read_text().splitlines() if json.loads(line)["step"] <= step]
         log_path.write_text("".join(line + "\n" for line in lines))
 

