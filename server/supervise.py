@@ -41,6 +41,7 @@ class Engine:
         self.was_ready = False  # since its last start
         self.cannot_start = asyncio.Event()
         self.restarts = -1
+        self._ended = asyncio.Event()
         self.last_output_at = 0.0  # time.monotonic(), set by whoever passes on what the engine generates
         self._session = session
         self._process: asyncio.subprocess.Process | None = None
@@ -87,6 +88,7 @@ class Engine:
                 self.cannot_start.set()
                 return
             self.was_ready = False
+            self._ended.set()
             self.why_not_ready = f"the engine ended with code {code} and is being restarted"
             print(f"{self.plan.role}: {self.why_not_ready}", file=sys.stderr, flush=True)
             backoff_s = 0.5 if time.monotonic() - began > 60 else min(2 * backoff_s, MAX_BACKOFF_S)
@@ -102,7 +104,10 @@ class Engine:
             if failures >= FAILED_PROOFS and self._process and self._process.returncode is None:
                 print(f"{self.plan.role}: {fault}, {failures} times in a row: restarting", file=sys.stderr, flush=True)
                 self._process.kill()
-            await asyncio.sleep(WATCH_S if self.is_ready else EAGER_S if failures == 0 else 1.0)
+            self._ended.clear()
+            with contextlib.suppress(TimeoutError):  # an engine that ends is watched eagerly at once
+                pause_s = WATCH_S if self.is_ready else EAGER_S if failures == 0 else 1.0
+                await asyncio.wait_for(self._ended.wait(), pause_s)
 
     async def _fault(self) -> str:
         """Why the engine is not ready. What clients receive is proof enough; being slow while at work is no fault."""

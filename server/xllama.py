@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import sys
 
 
 def main() -> None:
@@ -29,7 +30,10 @@ def main() -> None:
     parameters.endpoint_metrics = wish.metrics
     parameters.ui = not wish.no_ui
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
-    server = xllamacpp.Server(parameters)  # serves from its own threads
+    try:
+        server = xllamacpp.Server(parameters)  # serves from its own threads
+    except RuntimeError as error:  # llama.cpp has said why on stderr
+        sys.exit(str(error))
     signal.sigwait({signal.SIGTERM, signal.SIGINT})
     del server
 

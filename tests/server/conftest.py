@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 import signal
 import socket
@@ -88,19 +87,17 @@ class Served:
 
 
 @contextmanager
-def serving(store: Store, *options: str, **environment: str) -> Iterator[Served]:
+def serving(store: Store, *options: str, timeout_s: float = 40) -> Iterator[Served]:
     """`server serve`, ready; ended with SIGTERM, or SIGKILL when that takes too long."""
     port = free_port()
     argv = [sys.executable, "-m", "server", "serve", "--store", str(store.path), "--port", str(port), *options]
-    with subprocess.Popen(
-        argv, cwd=ROOT, text=True, stderr=subprocess.PIPE, env={**os.environ, **environment}
-    ) as process:
+    with subprocess.Popen(argv, cwd=ROOT, text=True, stderr=subprocess.PIPE) as process:
         served = Served(process, port)
         assert process.stderr is not None
         reader = threading.Thread(target=lambda: served.lines.extend(process.stderr or ()), daemon=True)
         reader.start()
         try:
-            wait = [sys.executable, "-m", "server", "wait", "--url", served.url, "--timeout-s", "40"]
+            wait = [sys.executable, "-m", "server", "wait", "--url", served.url, "--timeout-s", str(timeout_s)]
             done = subprocess.run(wait, cwd=ROOT, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr + served.log
             yield served

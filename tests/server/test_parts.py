@@ -1,0 +1,159 @@
+"""What can be said without a running server."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelstore import Store, UserError
+from server.engine import EngineOptions, llamacpp_argv, llamacpp_environment, llamacpp_program
+from server.errors import ApiError, from_engine
+from server.keys import read_keys
+from server.metrics import RequestCounts, labelled
+from server.plan import plan_serving
+from server.validation import Limits, check_request
+from server.wait import wait_until_ready
+from tests.server.conftest import ROOT, RUN_ID, free_port
+
+LIMITS = Limits(context_tokens=2048, slots=8)
+
+
+def test_golden_argv() -> None:
+    options = EngineOptions(slots=4, context_tokens=1024, threads=3)
+    argv = llamacpp_argv(["llama-server"], Path("/store/m.gguf"), "my-run", 9000, options)
+    assert " ".join(argv) == (
+        "llama-server -m /store/m.gguf --alias my-run --host 127.0.0.1 --port 9000 -c 4096 -np 4 -t 3 -tb 3 -ngl 0 "
+        "--cache-ram 256 --threads-http 160 -lv 1 --metrics --no-ui"
+    )
+
+
+def test_the_environment_carries_the_key_and_keeps_the_users_choice() -> None:
+    assert llamacpp_environment("k", {}) == {"LLAMA_API_KEY": "k", "GOMP_SPINCOUNT": "1000"}
+    assert llamacpp_environment("k", {"GOMP_SPINCOUNT": "9"})["GOMP_SPINCOUNT"] == "9"
+
+
+def test_a_llama_server_of_the_user_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert llamacpp_program() == [sys.executable, "-m", "server.xllama"]
+    (tmp_path / "llama-server").write_text("")
+    (tmp_path / "llama-server").chmod(0o755)
+    assert llamacpp_program() == [str(tmp_path / "llama-server")]
+    monkeypatch.setenv("TUNESHIP_LLAMA_SERVER", "/opt/llama-server")
+    assert llamacpp_program() == ["/opt/llama-server"]
+
+
+def test_base_and_tuned_are_two_files_of_one_quantization(store: Store) -> None:
+    plan = plan_serving(store, "current", None, EngineOptions())
+    assert [engine.role for engine in plan.engines] == ["tuned", "base"]
+    assert [engine.names[:2] for engine in plan.engines] == [(RUN_ID, "tuned"), ("base", "smollm2-135m-instruct")]
+    assert len({word for engine in plan.engines for word in engine.argv if word.endswith(".gguf")}) == 2
+    assert len({engine.api_key for engine in plan.engines}) == 2
+
+
+def test_dry_run_prints_commands_and_no_key(store: Store) -> None:
+    argv = [sys.executable, "-m", "server", "serve", "--store", str(store.path), "--dry-run"]
+    said = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert said.count("-m ") >= 2
+    assert "GOMP_SPINCOUNT=1000" in said
+    assert "KEY" not in said
+
+
+@pytest.mark.parametrize("command", [(), ("serve",), ("wait",)])
+def test_help_is_quick(command: tuple[str, ...]) -> None:
+    spent = []
+    for _ in range(4):
+        began = time.monotonic()
+        subprocess.run([sys.executable, "-m", "server", *command, "--help"], cwd=ROOT, capture_output=True, check=True)
+        spent.append(time.monotonic() - began)
+    assert min(spent) < 0.3
+
+
+def test_wait_gives_the_reason_and_exit_code_1() -> None:
+    port = free_port()
+    assert "refused" in wait_until_ready(f"http://127.0.0.1:{port}", 0)
+    argv = [sys.executable, "-m", "server", "wait", "--url", f"http://127.0.0.1:{port}", "--timeout-s", "0.2"]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "not ready" in done.stderr
+
+
+@pytest.mark.parametrize("text", ["", "# nobody\n", "alice\n", "alice one two\n", "alice key-1\nalice key-2\n"])
+def test_key_files_that_would_surprise_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "keys").write_text(text)
+    with pytest.raises(UserError, match="keys"):
+        read_keys(tmp_path / "keys")
+
+
+def test_the_environment_names_one_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TUNESHIP_API_KEY", raising=False)
+    assert read_keys(None) == {}
+    monkeypatch.setenv("TUNESHIP_API_KEY", "secret")
+    assert read_keys(None) == {"environment": "secret"}
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "expected"),
+    [
+        (400, b'{"error":{"message":"bad field","type":"invalid_request_error"}}', (400, "bad field", None)),
+        (400, b'{"error":{"message":"x","type":"exceed_context_size_error"}}', (400, "x", "context_length_exceeded")),
+        (500, b'{"error":{"message":"/secret/path"}}', (502, "The engine failed.", None)),
+        (503, b"", (503, "The model is loading.", None)),
+        (400, b"<html>", (400, "The engine refused the request without a reason.", None)),
+        (400, b'{"error":"text"}', (400, "The engine refused the request without a reason.", None)),
+    ],
+)  # fmt: skip
+def test_engine_errors_take_our_shape(status: int, body: bytes, expected: tuple[int, str, str | None]) -> None:
+    error = from_engine(status, body)
+    assert (error.status, str(error), error.code) == expected
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": 5},
+        {"prompt": None},
+        {"prompt": ["a"] * 129},
+        {"prompt": "a", "n_predict": -1},
+        {"prompt": "a", "max_tokens": 2049},
+        {"prompt": "a", "top_p": 1.5},
+        {"prompt": "a", "stop": [1]},
+    ],
+)
+def test_completions_that_are_refused(body: dict[str, Any]) -> None:
+    with pytest.raises(ApiError) as caught:
+        check_request(body, LIMITS, is_chat=False)
+    assert caught.value.status == 400
+    assert caught.value.param in body
+
+
+@pytest.mark.parametrize("prompt", ["text", ["a", "b"], [1, 2, 3], [1] * 2000, [[1], [2]]])
+def test_completions_that_pass(prompt: Any) -> None:
+    check_request({"prompt": prompt, "max_tokens": None, "stop": None, "stream": None}, LIMITS, is_chat=False)
+
+
+def test_metrics_of_two_engines_share_one_head() -> None:
+    text = '# HELP a:b help\n# TYPE a:b counter\na:b 3\na:c{x="1"} 4\n'
+    lines = labelled([("tuned", text), ("base", text)], "r").splitlines()
+    assert lines == [
+        "# HELP a:b help",
+        "# TYPE a:b counter",
+        'a:b{model="tuned",run="r"} 3',
+        'a:b{model="base",run="r"} 3',
+        'a:c{model="tuned",run="r",x="1"} 4',
+        'a:c{model="base",run="r",x="1"} 4',
+    ]
+
+
+def test_counts_by_model_and_status() -> None:
+    counts = RequestCounts()
+    counts.add("tuned", 200, 0.25)
+    counts.add("tuned", 200, 0.25)
+    text = counts.text({"tuned": (True, 2)}, "r")
+    assert 'tuneship_requests_total{model="tuned",run="r",code="200"} 2' in text
+    assert 'tuneship_request_seconds_total{model="tuned",run="r"} 0.500000' in text
+    assert 'tuneship_restarts_total{model="tuned",run="r"} 2' in text
