@@ -66,7 +66,7 @@ def verdict(found: Comparison) -> str:
     points = (
         f"{100 * abs(found.difference):.1f} points (95% interval {100 * found.low:+.1f} to {100 * found.high:+.1f})"
     )
-    proof = f"on {found.questions} paired questions, exact McNemar p = {_p(found.p_value)}"
+    proof = f"on {found.questions} paired questions, exact McNemar {_p(found.p_value)}"
     if found.p_value < LEVEL:
         word = "better" if found.difference > 0 else "worse"
         return f"The tuned model is {word} than the base model by {points} {proof}."
@@ -89,4 +89,4 @@ def needed_questions(found: Comparison, effect: float = 0.1, power: float = 0.8)
 
 
 def _p(value: float) -> str:
-    return "< 0.0001" if value < 0.0001 else f"{value:.4f}"
+    return "p < 0.0001" if value < 0.0001 else f"p = {value:.4f}"
