@@ -3,8 +3,9 @@
 
 usage: benchmarks/demo.py RESULT.json
 
-Clones HEAD into a temporary folder, makes the environments once without pip's cache (removed again), then runs `make demo`. Memory is the
-resident memory of the whole process tree, sampled every half second (shared pages counted in every process, so an upper bound).
+Clones HEAD into a temporary folder, makes the environments once without pip's cache (removed again), then runs
+`make demo`. Memory is the resident memory of the whole process tree, sampled every half second (shared pages are counted
+in every process, so it is an upper bound).
 """
 
 from __future__ import annotations
