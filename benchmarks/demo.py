@@ -4,7 +4,7 @@
 usage: benchmarks/demo.py RESULT.json
 
 Clones HEAD into a temporary folder, makes the environments once without pip's cache (removed again), then runs
-`make demo`. Memory is the resident memory of the whole process tree, sampled every half second (shared pages are counted
+`make demo`. Memory is the resident memory of the whole process tree, sampled every half second (shared pages count
 in every process, so it is an upper bound).
 """
 
