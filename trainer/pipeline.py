@@ -88,7 +88,7 @@ def _train_and_publish(
     quantizations = config.export.quantizations
     artifacts = export(tuned.model, base, store, staging.path, quantizations=quantizations, say=report.say)
     artifacts += _keep_records(store.work(staging.run_id), staging.path, prepared)
-    checks = verify(staging.path, artifacts, tokenizer, reference, report.say)
+    checks = verify(staging.path, base, artifacts, tokenizer, reference, report.say)
     if failed := [check for check in checks if not check.passed]:
         raise VerificationFailed(failed, staging.path)
     return staging.publish(_describe(config, base, rows, prepared, tuned, checks), artifacts)

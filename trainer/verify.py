@@ -11,11 +11,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from modelstore import ArtifactSpec, Check
+from modelstore import ArtifactSpec, Base, Check
 from trainer.agreement import Agreement, compare, compare_listed
 from trainer.machine import cpu_threads
 from trainer.probes import MAX_ANSWER_TOKENS, Measured, Probe, measure
 from trainer.render import prompt_text
+from trainer.weights import compare_weights
 
 PROBE_TEXTS = (
     "How do I reset my API key?",
@@ -39,6 +40,7 @@ class Limits:
 MERGED = Limits(top1=0.98, kl=0.02, same_answers=0.8)
 EIGHT_BITS_AND_MORE = Limits(top1=0.95, kl=0.05, same_answers=0.7)
 FEWER_BITS = Limits(top1=0.80, kl=0.6, same_answers=0.3)
+LARGEST_WEIGHT_ERROR = 0.01  # of the tensor's largest magnitude; bf16 rounds to 0.004
 LEAST_CHANGE = 0.001  # nats by which a fine-tune differs from its base
 
 
@@ -70,11 +72,17 @@ def measure_reference(model: Any, tokenizer: Any, probes: list[Probe]) -> Refere
 
 
 def verify(
-    folder: Path, artifacts: Sequence[ArtifactSpec], tokenizer: Any, reference: Reference, say: Callable[[str], None]
+    folder: Path,
+    base: Base,
+    artifacts: Sequence[ArtifactSpec],
+    tokenizer: Any,
+    reference: Reference,
+    say: Callable[[str], None],
 ) -> list[Check]:
     """One check after the other; a failed one does not stop the rest."""
     checks = [_differs_from_base(reference)]
     say("verify: merged weights against base + adapter")
+    checks.append(_exact_weights(base.folder("hf"), folder))
     merged = _measure_folder(folder / "merged", tokenizer, reference.probes)
     found = compare(reference.tuned.logprobs, merged.logprobs, reference.answers)
     checks.append(_agreement("merged", found, MERGED, reference, merged.greedy))
@@ -94,6 +102,17 @@ def _differs_from_base(reference: Reference) -> Check:
         "answers": len(reference.answers),
     }
     return Check("tuned differs from base", found.kl >= LEAST_CHANGE, figures, f"kl_nats >= {LEAST_CHANGE}")
+
+
+def _exact_weights(base: Path, folder: Path) -> Check:
+    found = compare_weights(base, folder / "adapter", folder / "merged")
+    figures: dict[str, float | int | str] = {"worst_error": found.worst, "tensors": found.tensors}
+    figures |= {"adapted": found.adapted}
+    if found.missing or found.worst > LARGEST_WEIGHT_ERROR:
+        figures["where"] = found.missing or found.worst_tensor
+    passed = not found.missing and found.worst <= LARGEST_WEIGHT_ERROR and found.adapted > 0
+    limit = f"every tensor, worst_error <= {LARGEST_WEIGHT_ERROR}"
+    return Check("merged weights are base + adapter", passed, figures, limit)
 
 
 def _measure_folder(folder: Path, tokenizer: Any, probes: Sequence[Probe]) -> Measured:

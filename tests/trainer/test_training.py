@@ -142,7 +142,8 @@ def test_the_same_command_again_trains_nothing(published: tuple[Store, Run], dat
 
 BROKEN = {
     "base weights written": "is the fine-tune",
-    "a tensor of zeros": "is the fine-tune",
+    "a tensor of zeros": "merged weights are base + adapter",
+    "a transposed tensor": "merged weights are base + adapter",
     "another chat template": "has the chat template",
     "another end of turn": "has the chat template and end token",
     "cut off": "loads",
@@ -158,7 +159,7 @@ def test_every_broken_export_is_caught(published: tuple[Store, Run], data: Path,
     prepared = prepare(rows, tokenizer, max_length_tokens=128, held_out_share=0, seed=1, questions=None)
     reference = measure_reference(_with_adapter(base.folder("hf"), run), tokenizer, choose_probes(prepared.train))
     specs = _broken(fault, run, base.folder("hf"), tmp_path)
-    checks = verify(tmp_path, specs, tokenizer, reference, lambda _: None)
+    checks = verify(tmp_path, base, specs, tokenizer, reference, lambda _: None)
     failed = [check.name for check in checks if not check.passed]
     assert any(BROKEN[fault] in name for name in failed), [(c.name, c.figures) for c in checks]
 
@@ -179,10 +180,13 @@ def _broken(fault: str, run: Run, base: Path, folder: Path) -> list[Any]:
     from trainer.export import make_gguf
 
     merged = folder / "merged"
+    shutil.copytree(run.folder("adapter"), folder / "adapter")
     shutil.copytree(base if fault == "base weights written" else run.folder("merged"), merged)
-    if fault == "a tensor of zeros":
+    if fault.endswith(("zeros", "transposed tensor")):
         weights = load_file(merged / "model.safetensors")
-        weights["model.layers.15.mlp.down_proj.weight"].zero_()
+        name = "model.layers.15.self_attn.q_proj.weight"
+        changed = weights[name].T.contiguous() if "transposed" in fault else weights[name] * 0
+        weights[name] = changed
         save_file(weights, merged / "model.safetensors", metadata={"format": "pt"})
     if fault == "another chat template":
         (merged / "chat_template.jinja").write_text(
