@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -157,3 +158,10 @@ def test_counts_by_model_and_status() -> None:
     assert 'tuneship_requests_total{model="tuned",run="r",code="200"} 2' in text
     assert 'tuneship_request_seconds_total{model="tuned",run="r"} 0.500000' in text
     assert 'tuneship_restarts_total{model="tuned",run="r"} 2' in text
+
+
+def test_the_documented_options_are_the_real_ones() -> None:
+    argv = [sys.executable, "-m", "server", "serve", "--help"]
+    environment = {**os.environ, "COLUMNS": "110"}
+    said = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=True, env=environment).stdout
+    assert said.rstrip() in (ROOT / "docs/serving.md").read_text(encoding="utf-8")
