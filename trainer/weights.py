@@ -65,5 +65,6 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Any]]:
 
     for path in sorted(folder.glob("*.safetensors")):
         file = safe_open(path, framework="pt")
-        for name in file.keys():  # noqa: SIM118  it is no mapping
+        names: list[str] = file.keys()  # type: ignore[no-untyped-call]
+        for name in names:
             yield name, lambda file=file, name=name: file.get_tensor(name)
