@@ -76,3 +76,7 @@ def test_shared_pins_agree() -> None:
         for line in path.read_text().splitlines():
             name, _, version = line.lower().replace("_", "-").partition("==")
             assert seen.setdefault(name, (version, path.name))[0] == version, (line, path.name, seen[name])
+
+
+def test_the_benchmark_page_is_what_the_results_say() -> None:
+    subprocess.run([sys.executable, "tools/benchmark_page.py", "--check"], cwd=ROOT, check=True)
