@@ -71,7 +71,7 @@ class SeededOrder:
 def _answer_loss_trainer() -> Any:
     """trl's SFTTrainer with logits, and so their gradient, only where some row of the batch has a trained token.
 
-    The loss is the same; at a vocabulary of 49,152 and answers of 20 tokens a CPU step takes 0.6 of the time.
+    The loss is the same. At a vocabulary of 49,152 trl's own loss took 38% of a CPU step (profiled).
     """
     from torch.nn.functional import cross_entropy
     from trl import SFTTrainer
