@@ -117,6 +117,11 @@ def _prepare(config: TrainConfig, rows: Rows, tokenizer: Any, report: Reporter) 
         f"prepared: {figures.tokens} tokens, {figures.trained_share:.0%} trained, {figures.truncated} rows cut, "
         f"{figures.duplicates} duplicates, {len(figures.bad_rows)} bad rows"
     )
+    for first, second in figures.conflicts[:5]:
+        report.say(f"warning: lines {first} and {second} answer one question differently")
+    if figures.contamination:
+        highest = figures.contamination.highest
+        report.say(f"no evaluation question is in the data: highest similarity {highest:.2f}")
     report.say(f"a row, with the trained tokens marked: {figures.sample!r}")
     return prepared
 
