@@ -31,7 +31,7 @@ def main() -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout; progress stays on stderr.")
 def train(config: Path, data: Path | None, questions: Path | None, store: Path, again: bool, as_json: bool) -> None:
     """Data in, published run out. The same command resumes a stopped run."""
-    _prepare_process()
+    prepare_process()
     from modelstore import Store
     from trainer.config import load_config
     from trainer.finetune import Diverged, Stopped
@@ -64,7 +64,7 @@ def _overrides(data: Path | None, questions: Path | None) -> dict[str, Any]:
     return overrides
 
 
-def _prepare_process() -> None:
+def prepare_process() -> None:
     """Settings that torch and its OpenMP runtime read once, when they are loaded."""
     from trainer.machine import cpu_threads
 

@@ -15,8 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from modelstore import UserError
 
-SEVEN_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,14 +53,16 @@ class LoraConfig(_Section):
     alpha: int = Field(default=16, ge=1, le=1024, description="scale: the update is multiplied by alpha / r")
     dropout: float = Field(default=0.0, ge=0, lt=1)
     target_modules: tuple[str, ...] = Field(
-        default=SEVEN_TARGETS, min_length=1, description="linear layers that get an adapter"
+        default=("auto",), min_length=1, description='linear layers that get an adapter; ["auto"] is all in the blocks'
     )
 
 
 class TrainingConfig(_Section):
     """How long and how fast the adapter is trained."""
 
-    backend: Literal["auto", "transformers"] = Field(default="auto", description="which training stack")
+    backend: Literal["auto", "unsloth", "transformers"] = Field(
+        default="auto", description="which training stack; auto is unsloth where there is an NVIDIA GPU"
+    )
     epochs: Annotated[float, Field(gt=0, le=1000)] | None = Field(default=None, description="passes over the data")
     max_steps: Annotated[int, Field(ge=1)] | None = Field(default=None, description="optimizer steps; wins over epochs")
     batch_size: int = Field(default=4, ge=1, le=4096, description="rows per forward pass")
@@ -76,16 +76,31 @@ class TrainingConfig(_Section):
     gradient_checkpointing: Literal["off", "on", "unsloth"] = Field(
         default="off", description="recompute to save memory"
     )
+    packing: bool = Field(default=False, description="many rows in one sequence, each seeing only itself (unsloth)")
+    batches: Literal["auto", "padded", "padding_free"] = Field(
+        default="auto", description="how rows of different length share a batch (unsloth)"
+    )
     group_by_length: bool = Field(default=True, description="batches of rows of similar length: less padding")
     logging_steps: int = Field(default=5, ge=1)
     save_steps: int = Field(default=50, ge=1, description="optimizer steps between two checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1, description="older ones are deleted")
+    best_checkpoint: bool = Field(default=False, description="export the checkpoint with the lowest held-out loss")
+    early_stopping_patience: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="stop after so many evaluations without a lower held-out loss"
+    )
+    tensorboard: bool = Field(default=False, description="also write TensorBoard events, below work/<run>/checkpoints")
     seed: int = Field(default=3407, ge=0)
 
     @model_validator(mode="after")
     def _a_length(self) -> TrainingConfig:
         if self.epochs is None and self.max_steps is None:
             raise ValueError("set epochs or max_steps")
+        return self
+
+    @model_validator(mode="after")
+    def _best_is_kept(self) -> TrainingConfig:
+        if self.early_stopping_patience and not self.best_checkpoint:
+            raise ValueError("early_stopping_patience needs best_checkpoint = true: the last one is not the best")
         return self
 
 
@@ -111,6 +126,12 @@ class TrainConfig(_Section):
     lora: LoraConfig = LoraConfig()
     training: TrainingConfig
     export: ExportConfig = ExportConfig()
+
+    @model_validator(mode="after")
+    def _best_is_measured(self) -> TrainConfig:
+        if self.training.best_checkpoint and not self.data.held_out_share:
+            raise ValueError("training.best_checkpoint needs data.held_out_share above 0, to measure which is best")
+        return self
 
 
 def load_config(path: Path, overrides: dict[str, Any] | None = None) -> TrainConfig:

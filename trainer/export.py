@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from modelstore import ArtifactSpec, Base, Store
 from trainer.gguf_files import BITS, convert, quantize
 from trainer.machine import cpu_threads
+from trainer.merge import merge_files
+
+SIDE_BY_SIDE_THREADS = 8  # from here on the base's files are made beside the run's
+QUANTIZER_THREADS = 4  # that one quantizer makes good use of
 
 Say = Callable[[str], None]
 
@@ -23,36 +27,20 @@ def needed_bytes(base: Base, quantizations: tuple[str, ...]) -> int:
     return int(sixteen_bit * (1 + 1 + 1 + 2 * quantized + 0.5)) + (64 << 20)
 
 
-def export(
-    model: Any, base: Base, store: Store, staging: Path, *, quantizations: tuple[str, ...], say: Say
-) -> list[ArtifactSpec]:
-    """Write all artifacts below `staging` and give the base the same quantizations.
-
-    `model` is the trained PeftModel; merging changes it in place, so measure it before.
-    """
-    for name in ("adapter", "merged", "gguf"):
+def export(base: Base, store: Store, staging: Path, *, quantizations: tuple[str, ...], say: Say) -> list[ArtifactSpec]:
+    """Write all artifacts below `staging`, where adapter/ is already, and give the base the same quantizations."""
+    for name in ("merged", "gguf"):
         shutil.rmtree(staging / name, ignore_errors=True)  # what an interrupted attempt left
-    say("export: adapter and merged 16-bit weights")
-    model.save_pretrained(staging / "adapter", safe_serialization=True)
-    merge(model, base, staging / "merged")
+    say("export: merged 16-bit weights")
+    merge_files(base.folder("hf"), staging / "adapter", staging / "merged")
     say(f"export: GGUF {', '.join(quantizations)}")
-    specs = make_gguf(staging / "merged", staging / "gguf", "tuned", quantizations)
-    _complete_base(base, store, quantizations, say)
+    with ThreadPoolExecutor() as pool:  # the work is done by child processes
+        of_base = pool.submit(_complete_base, base, store, quantizations, say)
+        if cpu_threads() < SIDE_BY_SIDE_THREADS:
+            of_base.result()
+        specs = make_gguf(staging / "merged", staging / "gguf", "tuned", quantizations)
+        of_base.result()
     return [ArtifactSpec("adapter", "adapter"), ArtifactSpec("merged", "merged"), *specs]
-
-
-def merge(model: Any, base: Base, folder: Path) -> None:
-    """W + (alpha / r) B A in 16-bit safetensors, with the base's own tokenizer files and template."""
-    import torch
-
-    merged = model.merge_and_unload()
-    if merged.dtype == torch.float32:
-        merged = merged.to(torch.bfloat16)
-    merged.config.use_cache = True
-    merged.save_pretrained(folder, safe_serialization=True)
-    for path in base.folder("hf").iterdir():
-        if path.suffix != ".safetensors" and not (folder / path.name).exists() and "index" not in path.name:
-            shutil.copyfile(path, folder / path.name)
 
 
 def make_gguf(model_folder: Path, folder: Path, name: str, quantizations: tuple[str, ...]) -> list[ArtifactSpec]:
@@ -60,9 +48,11 @@ def make_gguf(model_folder: Path, folder: Path, name: str, quantizations: tuple[
     folder.mkdir(parents=True, exist_ok=True)
     sixteen_bit = folder / f"{name}-BF16.gguf"
     convert(model_folder, sixteen_bit)
-    for quantization in quantizations:
-        if quantization != "BF16":
-            quantize(sixteen_bit, folder / f"{name}-{quantization}.gguf", quantization, cpu_threads())
+    wanted = [each for each in quantizations if each != "BF16"]
+    at_once = max(1, min(len(wanted), cpu_threads() // QUANTIZER_THREADS))
+    with ThreadPoolExecutor(at_once) as pool:
+        threads = max(1, cpu_threads() // at_once)
+        list(pool.map(lambda each: quantize(sixteen_bit, folder / f"{name}-{each}.gguf", each, threads), wanted))
     if "BF16" not in quantizations:
         sixteen_bit.unlink()
     return [ArtifactSpec("gguf", f"{folder.name}/{name}-{each}.gguf", each) for each in quantizations]

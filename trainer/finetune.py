@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
-import math
+import shutil
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelstore import Base
-from trainer.backends import choose_backend
+from trainer.backends import Backend
 from trainer.config import TrainConfig, TrainingConfig
 from trainer.machine import peak_memory_bytes
 
@@ -23,21 +26,37 @@ if TYPE_CHECKING:
 class Summary:
     """What the manifest says of the training. Memory is the process's peak resident set (device memory on a GPU)."""
 
+    backend: str
     steps: int
     seconds: float
     final_loss: float
     held_out_loss: float | None
+    tokens_per_step: float
     tokens_per_s: float
     peak_memory_bytes: int
     resumed_from_step: int
+    chosen_step: int
 
 
-@dataclass(frozen=True)
+@dataclass
 class Finetuned:
-    """The trained model with its adapter still separate."""
+    """The trained model with its adapter still separate, ready to answer."""
 
     model: Any
     summary: Summary
+
+    def save_adapter(self, folder: Path) -> None:
+        """In peft's format, as safetensors."""
+        self.model.save_pretrained(folder, safe_serialization=True)
+
+    def release(self) -> None:
+        """Give the model's memory back: the card is needed for the verification."""
+        import torch
+
+        self.model = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 class Stopped(Exception):
@@ -62,61 +81,88 @@ OnStep = Callable[[int, int, dict[str, float]], None]
 
 def finetune(
     config: TrainConfig,
+    backend: Backend,
     base: Base,
     tokenizer: Any,
     prepared: Prepared,
     *,
-    checkpoints: Path,
-    log_path: Path,
+    work: Path,
     on_step: OnStep,
     should_stop: Callable[[], bool],
 ) -> Finetuned:
-    """Train, resuming from the newest complete checkpoint below `checkpoints`.
+    """Train, resuming from the newest complete checkpoint below `work`/checkpoints; `work`/training.jsonl is the curve.
 
     `on_step(step, total, figures)` is called after every optimizer step; `should_stop()` is asked there too.
     Raises Stopped after writing a checkpoint, Diverged when the loss is not finite.
     """
-    from transformers import PrinterCallback
-    from transformers.trainer_utils import get_last_checkpoint
-
-    checkpoints.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    backend = choose_backend(config)
-    trainer = backend.sft_trainer(config, base, tokenizer, prepared, checkpoints)
-    watch = _watch(trainer, config.training, prepared, log_path, on_step, should_stop)
-    trainer.add_callback(watch)
-    trainer.remove_callback(PrinterCallback)  # it writes to stdout
-    resume_from = get_last_checkpoint(str(checkpoints))
-    resumed = int(Path(resume_from).name.rpartition("-")[2]) if resume_from else 0
-    _keep_log_until(log_path, resumed)
-    if resume_from and resumed >= watch.total_steps:
-        _load_finished(trainer, resume_from)
-    else:
-        trainer.train(resume_from_checkpoint=resume_from)
-    if watch.diverged:
-        raise Diverged(trainer.state.global_step, config.training.learning_rate)
-    if trainer.state.global_step < trainer.state.max_steps:
-        raise Stopped(trainer.state.global_step, trainer.state.max_steps)
-    held_out = trainer.evaluate()["eval_loss"] if prepared.held_out else None
+    with contextlib.redirect_stdout(sys.stderr):  # the libraries beneath write banners, and stdout is the result's
+        trainer = backend.sft_trainer(config, base, tokenizer, prepared, work / "checkpoints")
+        watch = _watch(trainer, config.training, work / "training.jsonl", on_step, should_stop)
+        resumed = _train(trainer, watch, config.training, work)
+        held_out = trainer.evaluate()["eval_loss"] if prepared.held_out else None
+        backend.for_inference(trainer.model)
     summary = Summary(
+        backend=backend.name,
         steps=trainer.state.global_step,
         seconds=round(time.monotonic() - started, 1),
         final_loss=watch.last_loss,
         held_out_loss=held_out,
+        tokens_per_step=round(watch.step_tokens, 1),
         tokens_per_s=watch.tokens_per_s,
         peak_memory_bytes=peak_memory_bytes(),
         resumed_from_step=resumed,
+        chosen_step=_chosen_step(trainer),
     )
     return Finetuned(trainer.model, summary)
 
 
-def _load_finished(trainer: Any, checkpoint: str) -> None:
-    """Training had ended when the run was interrupted: take its last checkpoint as it is."""
+def _train(trainer: Any, watch: Any, training: TrainingConfig, work: Path) -> int:
+    """Train to the end, or take what an interrupted run had finished; returns the step that was continued from."""
+    from transformers import EarlyStoppingCallback, PrinterCallback
+    from transformers.trainer_utils import get_last_checkpoint
+
+    finished = work / "finished"
+    if finished.exists():
+        _load_finished(trainer, finished)
+        return int(trainer.state.global_step)
+    (work / "checkpoints").mkdir(parents=True, exist_ok=True)
+    trainer.remove_callback(PrinterCallback)  # it writes to stdout
+    trainer.add_callback(watch)
+    if training.early_stopping_patience:
+        trainer.add_callback(EarlyStoppingCallback(training.early_stopping_patience))
+    resume_from = get_last_checkpoint(str(work / "checkpoints"))
+    resumed = int(Path(resume_from).name.rpartition("-")[2]) if resume_from else 0
+    _keep_log_until(work / "training.jsonl", resumed)
+    trainer.train(resume_from_checkpoint=resume_from)
+    if watch.diverged:
+        raise Diverged(trainer.state.global_step, training.learning_rate)
+    if watch.was_stopped and trainer.state.global_step < trainer.state.max_steps:
+        raise Stopped(trainer.state.global_step, trainer.state.max_steps)
+    _keep_finished(trainer, finished)
+    return resumed
+
+
+def _keep_finished(trainer: Any, folder: Path) -> None:
+    """What an interrupted export continues from: the adapter that was chosen, and how the training went."""
+    staging = folder.with_suffix(".staging")
+    shutil.rmtree(staging, ignore_errors=True)
+    trainer.model.save_pretrained(staging, safe_serialization=True)
+    trainer.state.save_to_json(str(staging / "trainer_state.json"))
+    staging.rename(folder)
+
+
+def _load_finished(trainer: Any, folder: Path) -> None:
     from peft import load_peft_weights, set_peft_model_state_dict
     from transformers import TrainerState
 
-    set_peft_model_state_dict(trainer.model, load_peft_weights(checkpoint, device="cpu"))
-    trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+    set_peft_model_state_dict(trainer.model, load_peft_weights(str(folder), device="cpu"))
+    trainer.state = TrainerState.load_from_json(str(folder / "trainer_state.json"))
+
+
+def _chosen_step(trainer: Any) -> int:
+    best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+    return int(Path(best).name.rpartition("-")[2]) if best else int(trainer.state.global_step)
 
 
 def _keep_log_until(log_path: Path, step: int) -> None:
@@ -130,35 +176,35 @@ def _keep_log_until(log_path: Path, step: int) -> None:
 def _watch(
     trainer: Any,
     training: TrainingConfig,
-    prepared: Prepared,
     log_path: Path,
     on_step: OnStep,
     should_stop: Callable[[], bool],
 ) -> Any:
     from transformers import TrainerCallback
 
-    row_tokens = sum(len(example.input_ids) for example in prepared.train) / len(prepared.train)
-    step_tokens = row_tokens * training.batch_size * training.gradient_accumulation_steps
+    lengths = [len(ids) for ids in trainer.train_dataset["input_ids"]]
+    mean_step_tokens = sum(lengths) / len(lengths) * training.batch_size * training.gradient_accumulation_steps
 
     class Watch(TrainerCallback):  # type: ignore[misc]
         """Turns trl's events into our log lines, our progress and our way of stopping."""
 
+        step_tokens = mean_step_tokens
         last_loss = float("nan")
         tokens_per_s = 0.0
         diverged = False
+        was_stopped = False
         began = 0.0
         first_step = 0
-        total_steps = _total_steps(training, len(prepared.train))
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.began, self.first_step = time.monotonic(), state.global_step
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             done = state.global_step - self.first_step
-            self.tokens_per_s = round(step_tokens * done / (time.monotonic() - self.began), 1)
+            self.tokens_per_s = round(self.step_tokens * done / (time.monotonic() - self.began), 1)
             on_step(state.global_step, state.max_steps, {"loss": self.last_loss, "tokens_per_s": self.tokens_per_s})
             if should_stop():
-                control.should_save = control.should_training_stop = True
+                self.was_stopped = control.should_save = control.should_training_stop = True
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
             if "loss" not in logs and "eval_loss" not in logs:
@@ -172,12 +218,6 @@ def _watch(
                 self.diverged = control.should_training_stop = True
 
     return Watch()
-
-
-def _total_steps(training: TrainingConfig, rows: int) -> int:
-    """Optimizer steps of the whole training."""
-    per_epoch = math.ceil(math.ceil(rows / training.batch_size) / training.gradient_accumulation_steps)
-    return training.max_steps or math.ceil(per_epoch * (training.epochs or 1))
 
 
 def _figures(logs: dict[str, float]) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Makes GGUF files with llama.cpp's own tools: the converter in a child process, the quantizer in another.
 
-A child, because llama.cpp ends the process at a file that it does not like.
+A child, because llama.cpp ends the process at a file that it does not like. The tools are those of the llama.cpp folder
+that TUNESHIP_LLAMACPP names (images have one, of the commit that serves), or else those of the environment's packages.
 """
 
 from __future__ import annotations
@@ -46,21 +47,37 @@ def refuse_unknown(quantizations: tuple[str, ...]) -> None:
         raise UserError(f"export.quantizations has {unknown[0]!r}. llama.cpp has: {', '.join(FTYPES)}.")
 
 
+def llamacpp_folder() -> Path | None:
+    """The llama.cpp build that was named: convert_hf_to_gguf.py, llama-quantize and llama-server lie in it."""
+    named = os.environ.get("TUNESHIP_LLAMACPP")
+    if named and not (Path(named) / "llama-quantize").exists():
+        raise UserError(f"TUNESHIP_LLAMACPP names {named}, and there is no llama-quantize in it.")
+    return Path(named).resolve() if named else None
+
+
 def convert(model_folder: Path, gguf: Path) -> None:
     """A model folder to a BF16 GGUF with the chat template embedded."""
-    converter = Path(os.environ.get("TUNESHIP_CONVERTER", Path(sys.prefix) / "converter"))
+    converter = llamacpp_folder() or Path(sys.prefix) / "converter"
     script = converter / "convert_hf_to_gguf.py"
     if not script.exists():
         raise UserError(f"llama.cpp's converter is not at {script}. `make setup` installs it.")
     argv = [sys.executable, str(script), str(model_folder), "--outfile", str(gguf), "--outtype", "bf16"]
-    _run(argv, {**os.environ, "PYTHONPATH": str(converter), "HF_HUB_OFFLINE": "1"}, gguf)
+    paths = [str(converter), str(converter / "gguf-py"), *sys.path]
+    _run(argv, {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}, gguf)
 
 
 def quantize(source: Path, target: Path, quantization: str, threads: int) -> None:
     """A 16-bit GGUF to another type, with llama.cpp's own mixture of types per tensor."""
-    argv = [sys.executable, "-m", "trainer.gguf_files", str(source), str(target), quantization, str(threads)]
-    root = str(Path(__file__).resolve().parents[1])
-    _run(argv, {**os.environ, "PYTHONPATH": root}, target)
+    if folder := llamacpp_folder():
+        argv = [str(folder / "llama-quantize"), str(source), str(target), quantization, str(threads)]
+    else:
+        argv = [sys.executable, "-m", "trainer.gguf_files", str(source), str(target), quantization, str(threads)]
+    _run(argv, child_environment(), target)
+
+
+def child_environment() -> dict[str, str]:
+    """For a child that imports this package, wherever it was found."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parents[1]), *sys.path])}
 
 
 def _run(argv: list[str], environment: dict[str, str], target: Path) -> None:

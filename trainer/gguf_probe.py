@@ -1,25 +1,51 @@
 """Child program: loads a GGUF in the engine that serves it and answers the probes of the verification.
 
-stdin: {"gguf", "threads", "context", "gpu_layers", "texts", "probes": [{"prompt_ids", "answer_ids"}], "max_tokens"}
+stdin: {"gguf", "threads", "context", "gpu_layers", "llamacpp", "texts", "max_tokens",
+"probes": [{"prompt_ids", "answer_ids"}]}
 stdout: one JSON document.
 A child, because llama.cpp ends the process at a file that it does not like.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
+import subprocess
 import sys
+import time
 import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+LOAD_TIMEOUT_S = 300
 TOP = 100  # tokens per position whose probability is asked for
 
 
 def main() -> None:
-    """Serve the file on a loopback port of this process and ask it."""
+    """Serve the file on a loopback port and ask it."""
+    wish = json.load(sys.stdin)
+    with _served(wish) as url:
+        properties = _get(url, "/props")
+        found = {
+            "chat_template": properties["chat_template"],
+            "end_token": properties["eos_token"],
+            "token_ids": [_chat_ids(url, text) for text in wish["texts"]],
+            "answers": [_answer(url, probe["prompt_ids"], wish["max_tokens"]) for probe in wish["probes"]],
+            "positions": [_positions(url, probe) for probe in wish["probes"]],
+        }
+    json.dump(found, sys.stdout)
+
+
+@contextlib.contextmanager
+def _served(wish: dict[str, Any]) -> Iterator[str]:
+    if wish["llamacpp"]:
+        with _llama_server(wish) as url:
+            yield url
+        return
     import xllamacpp
 
-    wish = json.load(sys.stdin)
     parameters = xllamacpp.CommonParams()
     parameters.model.path = wish["gguf"]
     parameters.hostnames = ["127.0.0.1"]
@@ -29,17 +55,39 @@ def main() -> None:
     parameters.ui = False
     parameters.n_gpu_layers = wish["gpu_layers"]
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = wish["threads"]
-    server = xllamacpp.Server(parameters)
-    url = server.listening_address
-    properties = _get(url, "/props")
-    found = {
-        "chat_template": properties["chat_template"],
-        "end_token": properties["eos_token"],
-        "token_ids": [_chat_ids(url, text) for text in wish["texts"]],
-        "answers": [_answer(url, probe["prompt_ids"], wish["max_tokens"]) for probe in wish["probes"]],
-        "positions": [_positions(url, probe) for probe in wish["probes"]],
-    }
-    json.dump(found, sys.stdout)
+    server = xllamacpp.Server(parameters)  # the name keeps it alive
+    yield server.listening_address
+
+
+@contextlib.contextmanager
+def _llama_server(wish: dict[str, Any]) -> Iterator[str]:
+    """The llama-server of a llama.cpp folder, ended with the block."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    argv = [str(Path(wish["llamacpp"]) / "llama-server"), "--model", wish["gguf"], "--port", str(port), "--jinja"]
+    argv += ["--ctx-size", str(wish["context"]), "--parallel", "1", "--n-gpu-layers", str(wish["gpu_layers"])]
+    argv += ["--threads", str(wish["threads"]), "--no-webui"]
+    child = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=sys.stderr)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        _wait_until_loaded(url, child)
+        yield url
+    finally:
+        child.kill()
+        child.wait()
+
+
+def _wait_until_loaded(url: str, child: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + LOAD_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if child.poll() is not None:
+            sys.exit(f"llama-server ended with code {child.returncode}")
+        with contextlib.suppress(OSError):
+            _get(url, "/health")
+            return
+        time.sleep(0.1)
+    sys.exit(f"llama-server did not load the file within {LOAD_TIMEOUT_S} s")
 
 
 def _chat_ids(url: str, text: str) -> list[int]:

@@ -35,6 +35,13 @@ def cpu_threads() -> int:
         return allowed
 
 
+def compute_device() -> str:
+    """Where arithmetic is fastest here: "cuda" or "cpu"."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def peak_memory_bytes() -> int:
     """The highest resident set of this process so far; on a GPU the most memory reserved there."""
     import torch

@@ -10,6 +10,7 @@ from typing import Any
 
 from modelstore import ArtifactSpec, Base, Check, Run, Staging, Store, UserError, new_run_id
 from trainer import unfinished
+from trainer.backends import Backend, choose_backend
 from trainer.bases import resolve_base
 from trainer.config import TrainConfig, config_dict, config_sha256
 from trainer.export import export, needed_bytes
@@ -49,12 +50,14 @@ def train(config: TrainConfig, store: Store, report: Reporter, should_stop: Call
     fingerprint = f"{config_sha256(config)} {rows.sha256}"
     if not again and (run := unfinished.published(store, config_sha256(config), rows.sha256)):
         return Outcome(run, is_new=False)
+    backend, reason = choose_backend(config, store.cache)
+    report.say(f"backend: {backend.name}, because {reason}")
     base = resolve_base(config.model.base, store)
     _refuse_full_disk(config, base, store)
     run_id = unfinished.claim(store, fingerprint) or new_run_id(config.name, config.data.path.parent.name)
     with store.stage(run_id) as staging:
         unfinished.begin(store, run_id, fingerprint)
-        run = _train_and_publish(config, store, staging, base, rows, report, should_stop)
+        run = _train_and_publish(config, backend, store, staging, base, rows, report, should_stop)
     unfinished.finish(store, run_id)
     if store.channel("current") is None:
         store.promote(run.id)
@@ -63,6 +66,7 @@ def train(config: TrainConfig, store: Store, report: Reporter, should_stop: Call
 
 def _train_and_publish(
     config: TrainConfig,
+    backend: Backend,
     store: Store,
     staging: Staging,
     base: Base,
@@ -76,17 +80,18 @@ def _train_and_publish(
     report.say(f"training: run {staging.run_id}, {len(prepared.train)} rows")
     tuned = finetune(
         config,
+        backend,
         base,
         tokenizer,
         prepared,
-        checkpoints=store.work(staging.run_id) / "checkpoints",
-        log_path=store.work(staging.run_id) / "training.jsonl",
+        work=store.work(staging.run_id),
         on_step=report.on_step,
         should_stop=should_stop,
     )
     reference = measure_reference(tuned.model, tokenizer, choose_probes(prepared.train))
-    quantizations = config.export.quantizations
-    artifacts = export(tuned.model, base, store, staging.path, quantizations=quantizations, say=report.say)
+    tuned.save_adapter(staging.path / "adapter")
+    tuned.release()
+    artifacts = export(base, store, staging.path, quantizations=config.export.quantizations, say=report.say)
     artifacts += _keep_records(store.work(staging.run_id), staging.path, prepared)
     checks = verify(staging.path, base, artifacts, tokenizer, reference, report.say)
     if failed := [check for check in checks if not check.passed]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -13,7 +12,9 @@ from typing import Any
 
 from modelstore import ArtifactSpec, Base, Check
 from trainer.agreement import Agreement, compare, compare_listed
-from trainer.machine import cpu_threads
+from trainer.gguf_files import child_environment, llamacpp_folder
+from trainer.gguf_weights import compare_gguf
+from trainer.machine import compute_device, cpu_threads
 from trainer.probes import MAX_ANSWER_TOKENS, Measured, Probe, measure
 from trainer.render import prompt_text
 from trainer.weights import compare_weights
@@ -41,6 +42,7 @@ MERGED = Limits(top1=0.98, kl=0.02, same_answers=0.8)
 EIGHT_BITS_AND_MORE = Limits(top1=0.95, kl=0.05, same_answers=0.7)
 FEWER_BITS = Limits(top1=0.80, kl=0.6, same_answers=0.3)
 LARGEST_WEIGHT_ERROR = 0.01  # of the tensor's largest magnitude; bf16 rounds to 0.004
+CARRIED = (0.7, 1.3)  # share of the fine-tune's change of the weights that a GGUF file has
 LEAST_CHANGE = 0.001  # nats by which a fine-tune differs from its base
 
 
@@ -89,6 +91,7 @@ def verify(
     for spec in artifacts:
         if spec.kind == "gguf":
             say(f"verify: {spec.path} in llama.cpp")
+            checks.append(_holds_weights(folder / spec.path, base.folder("hf"), folder / "merged"))
             checks += _check_gguf(folder / spec.path, spec.quantization or "", tokenizer, reference, merged)
     return checks
 
@@ -116,11 +119,11 @@ def _exact_weights(base: Path, folder: Path) -> Check:
 
 
 def _measure_folder(folder: Path, tokenizer: Any, probes: Sequence[Probe]) -> Measured:
-    import torch
     from transformers import AutoModelForCausalLM
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True).to(device)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype="auto", use_safetensors=True, device_map=compute_device()
+    )
     return measure(model, tokenizer, probes)
 
 
@@ -135,6 +138,23 @@ def _agreement(
     figures |= {"loss_added": found.loss_added, "same_answers": same, "of": len(learnt)}
     limit = f"top1 >= {limits.top1}, kl_nats <= {limits.kl}, same_answers >= {limits.same_answers:.0%}"
     return Check(f"{name} is the fine-tune", passed, figures, limit)
+
+
+def _holds_weights(gguf: Path, base: Path, merged: Path) -> Check:
+    name, limit = f"{gguf.name} holds the merged weights", f"worst_error <= 1, carried {CARRIED[0]} to {CARRIED[1]}"
+    try:
+        found = compare_gguf(gguf, base, merged)
+    except (ValueError, KeyError, IndexError, StopIteration) as error:
+        return Check(name, False, {"error": repr(error)[:300]}, limit)
+    figures: dict[str, float | int | str] = {"worst_error": found.worst, "tensors": found.tensors}
+    if found.carried is not None:
+        figures["carried"] = found.carried
+    if found.unknown:
+        figures["unknown_tensors"] = found.unknown
+    if found.worst > 1:
+        figures["where"] = found.worst_tensor
+    carried = found.carried is None or CARRIED[0] <= found.carried <= CARRIED[1]
+    return Check(name, found.worst <= 1 and carried and not found.unknown, figures, limit)
 
 
 def _check_gguf(gguf: Path, quantization: str, tokenizer: Any, reference: Reference, merged: Measured) -> list[Check]:
@@ -170,12 +190,12 @@ def _ask_engine(gguf: Path, probes: Sequence[Probe]) -> dict[str, Any]:
         "threads": cpu_threads(),
         "context": 512 + max(len(p.prompt_ids) + len(p.answer_ids) for p in probes) + MAX_ANSWER_TOKENS,
         "gpu_layers": 999 if torch.cuda.is_available() else 0,
+        "llamacpp": str(llamacpp_folder() or ""),
         "texts": PROBE_TEXTS,
         "probes": [asdict(probe) for probe in probes],
         "max_tokens": MAX_ANSWER_TOKENS,
     }
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
-    argv = [sys.executable, "-m", "trainer.gguf_probe"]
+    argv, environment = [sys.executable, "-m", "trainer.gguf_probe"], child_environment()
     done = subprocess.run(argv, input=json.dumps(wish), env=environment, capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout)
     return found

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.machine import compute_device
+
 PREFIX = "base_model.model."
 
 
@@ -24,19 +26,19 @@ class WeightError:
 
 def compare_weights(base: Path, adapter: Path, merged: Path) -> WeightError:
     """Every tensor of the base must be in the merged weights, changed by exactly the adapter (up to rounding)."""
-    pairs, scale = _adapter(adapter)
-    there = dict(_tensors(merged))
+    pairs, scale = read_adapter(adapter)
+    there, device = dict(read_tensors(merged)), compute_device()
     worst, worst_tensor, count, adapted, missing = 0.0, "", 0, 0, ""
-    for name, read in _tensors(base):
+    for name, read in read_tensors(base):
         count += 1
         if name not in there:
             missing = missing or name
             continue
-        expected, found = read().float(), there[name]().float()
+        expected, found = read().to(device).float(), there[name]().to(device).float()
         low_rank = pairs.get(name.removesuffix(".weight"))
         if low_rank:
             adapted += 1
-            expected = expected + scale * (low_rank["B"].float() @ low_rank["A"].float())
+            expected = expected + scale * (low_rank["B"].to(device).float() @ low_rank["A"].to(device).float())
         if expected.shape != found.shape:
             missing = missing or f"{name} has the shape {tuple(found.shape)}"
             continue
@@ -48,7 +50,8 @@ def compare_weights(base: Path, adapter: Path, merged: Path) -> WeightError:
     return WeightError(round(worst, 5), worst_tensor, count, adapted, missing)
 
 
-def _adapter(folder: Path) -> tuple[dict[str, dict[str, Any]], float]:
+def read_adapter(folder: Path) -> tuple[dict[str, dict[str, Any]], float]:
+    """Matrices A and B by module name, and the scale alpha / r that their product is multiplied by."""
     from safetensors.torch import load_file
 
     settings = json.loads((folder / "adapter_config.json").read_text())
@@ -59,12 +62,27 @@ def _adapter(folder: Path) -> tuple[dict[str, dict[str, Any]], float]:
     return pairs, settings["lora_alpha"] / settings["r"]
 
 
-def _tensors(folder: Path) -> Iterator[tuple[str, Any]]:
+def read_tensors(folder: Path) -> Iterator[tuple[str, Any]]:
     """Name and reader of every tensor in the safetensors files of a folder; nothing is read before it is asked for."""
-    from safetensors import safe_open
-
     for path in sorted(folder.glob("*.safetensors")):
-        file = safe_open(path, framework="pt")
-        names: list[str] = file.keys()  # type: ignore[no-untyped-call]
+        file = tensor_file(path)
+        names: list[str] = file.keys()
         for name in names:
             yield name, lambda file=file, name=name: file.get_tensor(name)
+
+
+def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes by tensor name, from the headers alone."""
+    shapes = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with tensor_file(path) as file:
+            for name in file.keys():  # noqa: SIM118  not a dictionary
+                shapes[name] = tuple(file.get_slice(name).get_shape())
+    return shapes
+
+
+def tensor_file(path: Path) -> Any:
+    """An open safetensors file; a context manager."""
+    from safetensors import safe_open
+
+    return safe_open(path, framework="pt")

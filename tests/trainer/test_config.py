@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from modelstore import UserError
-from trainer.config import SEVEN_TARGETS, config_sha256, load_config
+from trainer.config import config_sha256, load_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = 'name = "x"\n[model]\nbase = "package:a"\n[data]\npath = "d.jsonl"\n[training]\nmax_steps = 1\n'
+
+SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def write(folder: Path, text: str) -> Path:
@@ -28,7 +30,7 @@ def test_phi3_mini_is_the_published_recipe() -> None:
     config = load_config(CONFIGS / "phi3-mini.toml")
     assert config.model.base.startswith("hub:unsloth/Phi-3-mini-4k-instruct")
     assert (config.model.weights, config.model.max_length_tokens) == ("4bit", 2048)
-    assert (config.lora.r, config.lora.alpha, config.lora.target_modules) == (16, 16, SEVEN_TARGETS)
+    assert (config.lora.r, config.lora.alpha, config.lora.target_modules) == (16, 16, SEVEN)
     training = config.training
     assert (training.batch_size, training.gradient_accumulation_steps) == (4, 2)
     assert (training.warmup_steps, training.max_steps, training.logging_steps) == (10, 200, 5)

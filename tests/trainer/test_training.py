@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from modelstore import Run, Store, UserError
+from trainer.backends import choose_backend
 from trainer.bases import resolve_base
 from trainer.config import TrainConfig
 from trainer.finetune import Finetuned, Stopped, finetune
@@ -82,11 +83,11 @@ def trained(config: TrainConfig, store: Store, name: str, should_stop: Callable[
     work.mkdir(exist_ok=True)
     return finetune(
         config,
+        choose_backend(config, store.cache)[0],
         base,
         tokenizer,
         prepared,
-        checkpoints=work / "checkpoints",
-        log_path=work / "training.jsonl",
+        work=work,
         on_step=lambda *_: None,
         should_stop=should_stop,
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from modelstore import UserError
 from trainer.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -22,9 +24,33 @@ class Backend(Protocol):
     ) -> Any:
         """The base model with a fresh adapter in a trl SFTTrainer; nothing has been trained yet."""
 
+    def for_inference(self, model: Any) -> None:
+        """Make the trained model answer: evaluation mode, and whatever else the stack needs."""
 
-def choose_backend(config: TrainConfig) -> Backend:
-    """The stack that the config names; "auto" is the only one there is so far."""
+
+def choose_backend(config: TrainConfig, cache: Path) -> tuple[Backend, str]:
+    """The stack that the config names, or the fastest one that this machine has; and why.
+
+    Call it before anything imports transformers, which Unsloth patches. `cache` may keep compiled code.
+    """
+    wanted, installed = config.training.backend, importlib.util.find_spec("unsloth") is not None
+    if wanted == "unsloth" and not installed:
+        raise UserError(
+            'training.backend = "unsloth", and the package unsloth is not installed in this environment. '
+            'On a machine with an NVIDIA GPU `make setup` installs it; elsewhere take backend = "auto".'
+        )
+    if wanted == "unsloth" or (wanted == "auto" and installed and _has_nvidia_gpu()):
+        from trainer.backends.unsloth_backend import UnslothBackend
+
+        return UnslothBackend(cache), "the config names it" if wanted == "unsloth" else "an NVIDIA GPU is here"
     from trainer.backends.transformers_backend import TransformersBackend
 
-    return TransformersBackend()
+    if wanted == "transformers":
+        return TransformersBackend(), "the config names it"
+    return TransformersBackend(), "unsloth is not installed" if _has_nvidia_gpu() else "no NVIDIA GPU is here"
+
+
+def _has_nvidia_gpu() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_available()) and torch.version.hip is None

@@ -1,0 +1,277 @@
+"""Measures fine-tuning on one GPU: the kit's backends and plans against the plain stack, on the same rows.
+
+usage: python -m benchmarks.train_gpu --model FOLDER --out RESULT.json [--variants plain,recipe,…] [--steps 15]
+       [--rows full|chat] [--length 2048]
+
+Every variant runs in a process of its own. `plain` is what a user would write: transformers, bitsandbytes, peft and
+trl with their defaults. All others go through the kit's own finetune(). Rows are random words, the same for all; `full`
+rows fill the length, `chat` rows are log-normal with a median of 300 tokens. tokens_per_s counts no padding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import itertools
+import json
+import math
+import os
+import random
+import statistics
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+RECIPE: dict[str, dict[str, Any]] = {
+    "model": {"weights": "4bit"},
+    "lora": {"r": 16, "alpha": 16},
+    "training": {
+        "backend": "unsloth",
+        "batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 2e-4,
+        "warmup_steps": 10,
+        "optimizer": "adamw_8bit",
+        "gradient_checkpointing": "unsloth",
+        "logging_steps": 1,
+        "save_steps": 100000,
+    },
+}
+NO_RECOMPUTE = {"training.gradient_checkpointing": "off"}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "transformers": {"training.backend": "transformers", "training.gradient_checkpointing": "on"},
+    "recipe": {},
+    "recipe-padded": {"training.batches": "padded"},
+    "4bit": NO_RECOMPUTE,
+    "4bit-padded": {**NO_RECOMPUTE, "training.batches": "padded"},
+    "16bit": {**NO_RECOMPUTE, "model.weights": "bf16"},
+    "16bit-padded": {**NO_RECOMPUTE, "model.weights": "bf16", "training.batches": "padded"},
+    "16bit-recompute": {"model.weights": "bf16"},
+    "16bit-wide": {
+        **NO_RECOMPUTE,
+        "model.weights": "bf16",
+        "training.batch_size": 8,
+        "training.gradient_accumulation_steps": 1,
+    },
+    "packed": {"training.packing": True},
+    "16bit-packed": {**NO_RECOMPUTE, "model.weights": "bf16", "training.packing": True},
+}
+WARMUP_STEPS = 5  # compilation, allocator
+
+
+def make_rows(tokenizer: Any, count: int, length: int, kind: str, seed: int = 3407) -> list[list[int]]:
+    """Token ids of `count` rows."""
+    rng = random.Random(seed)
+    words = [tokenizer.decode([token]).strip() for token in range(300, 20000)]
+    words = [word for word in words if word.isascii() and word.isalpha() and 2 <= len(word) <= 10]
+    rows = []
+    for _ in range(count):
+        wanted = length if kind == "full" else max(24, min(length, int(math.exp(rng.gauss(math.log(300), 0.9)))))
+        text = " ".join(rng.choice(words) for _ in range(wanted + 8))
+        rows.append(tokenizer(text)["input_ids"][:wanted])
+    return rows
+
+
+def kit_config(model: str, variant: str, steps: int, length: int) -> Any:
+    """The recipe with the variant's changes, as the trainer parses it."""
+    from trainer.config import TrainConfig
+
+    tree: dict[str, Any] = {"name": variant.lower(), "data": {"path": "rows"}, **json.loads(json.dumps(RECIPE))}
+    tree["model"] |= {"base": model, "max_length_tokens": length}
+    tree["training"]["max_steps"] = steps
+    for key, value in VARIANTS[variant].items():
+        section, _, name = key.partition(".")
+        tree[section][name] = value
+    return TrainConfig.model_validate(tree)
+
+
+def run_kit(wish: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """One variant through the kit's finetune()."""
+    from trainer.backends import choose_backend
+
+    config = kit_config(wish.model, wish.child, wish.steps, wish.length)
+    backend, _ = choose_backend(config, work / "cache")
+    from transformers import AutoTokenizer
+
+    from trainer.finetune import finetune
+    from trainer.prepare import Prepared
+    from trainer.render import Example
+
+    tokenizer = AutoTokenizer.from_pretrained(wish.model)
+    rows = make_rows(tokenizer, rows_needed(wish), wish.length, wish.rows)
+    examples = [Example(ids, [1] * len(ids)) for ids in rows]
+    times: list[float] = [time.perf_counter()]
+    base = type("Folder", (), {"folder": staticmethod(lambda _: Path(wish.model))})()
+    prepared = Prepared(train=examples, held_out=[], prompts=[], report=None)  # type: ignore[arg-type]
+    tuned = finetune(
+        config,
+        backend,
+        base,
+        tokenizer,
+        prepared,
+        work=work,
+        on_step=lambda *_: times.append(time.perf_counter()),
+        should_stop=lambda: False,
+    )
+    log = [json.loads(line) for line in (work / "training.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in log if "loss" in line]
+    step_tokens = tuned.summary.tokens_per_step
+    return {"times": times, "losses": losses, "steps": tuned.summary.steps, "step_tokens": step_tokens}
+
+
+def run_plain(wish: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """transformers + bitsandbytes + peft + trl as their documentation shows them."""
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    four_bits = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(wish.model)
+    model = AutoModelForCausalLM.from_pretrained(
+        wish.model, dtype=torch.bfloat16, quantization_config=four_bits, device_map={"": 0}, attn_implementation="sdpa"
+    )
+    model.config.use_cache = False
+    model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=True)
+    modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    lora = LoraConfig(r=16, lora_alpha=16, target_modules=modules, bias="none", task_type="CAUSAL_LM")
+    rows = make_rows(tokenizer, rows_needed(wish), wish.length, wish.rows)
+    settings = SFTConfig(
+        output_dir=str(work),
+        max_length=wish.length,
+        max_steps=wish.steps,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        learning_rate=2e-4,
+        lr_scheduler_type="linear",
+        warmup_steps=10,
+        weight_decay=0.01,
+        optim="adamw_8bit",
+        bf16=True,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        seed=3407,
+    )
+    times, losses = [time.perf_counter()], []
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            times.append(time.perf_counter())
+
+        def on_log(self, _args: Any, _state: Any, _control: Any, logs: dict[str, float], **_: Any) -> None:
+            if "loss" in logs:
+                losses.append(float(logs["loss"]))
+
+    data = Dataset.from_dict({"input_ids": rows, "labels": rows})
+    trainer = SFTTrainer(
+        model=get_peft_model(model, lora), args=settings, processing_class=tokenizer, train_dataset=data
+    )
+    trainer.add_callback(Clock())
+    trainer.train()
+    step_tokens = 8 * sum(map(len, rows)) / len(rows)
+    return {"times": times, "losses": losses, "steps": trainer.state.global_step, "step_tokens": step_tokens}
+
+
+def rows_needed(wish: argparse.Namespace) -> int:
+    """8 rows a step; packing fits more of them into one, so it needs more."""
+    return int(wish.steps * 8 * (8 if "packed" in wish.child else 1))
+
+
+def measure(wish: argparse.Namespace) -> dict[str, Any]:
+    """Run one variant here and say what it took."""
+    import torch
+
+    work = Path(wish.work) / wish.child
+    work.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    found = (run_plain if wish.child == "plain" else run_kit)(wish, work)
+    times = found.pop("times")
+    steps = [after - before for before, after in itertools.pairwise(times)][WARMUP_STEPS:]
+    second = statistics.median(steps)
+    tokens = found["step_tokens"]
+    return {
+        "variant": wish.child,
+        "seconds_per_step": round(second, 4),
+        "fastest_step_s": round(min(steps), 4),
+        "slowest_step_s": round(max(steps), 4),
+        "timed_steps": len(steps),
+        "tokens_per_step": round(tokens, 1),
+        "tokens_per_s": round(tokens / second, 1),
+        "load_and_first_step_s": round(times[1] - started, 1),
+        "training_s": round(times[-1] - started, 1),
+        "peak_reserved_gib": round(torch.cuda.max_memory_reserved() / 2**30, 3),
+        "peak_allocated_gib": round(torch.cuda.max_memory_allocated() / 2**30, 3),
+        "first_losses": [round(loss, 4) for loss in found["losses"][:8]],
+        "last_losses": [round(loss, 4) for loss in found["losses"][-3:]],
+        "steps": found["steps"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--variants", default="plain,recipe")
+    parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--rows", choices=["full", "chat"], default="full")
+    parser.add_argument("--length", type=int, default=2048)
+    parser.add_argument("--work", default="/tmp/tuneship-bench")
+    parser.add_argument("--timeout-s", type=int, default=300)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    wish = parser.parse_args()
+    if wish.child:
+        try:
+            print("RESULT " + json.dumps(measure(wish)), flush=True)
+        except Exception:  # the reason goes to the parent, and the next variant still runs
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    results = [_child(variant, wish) for variant in wish.variants.split(",")]
+    document = {**_about(wish), "results": results}
+    wish.out.parent.mkdir(parents=True, exist_ok=True)
+    wish.out.write_text(json.dumps(document, indent=1) + "\n")
+    sys.exit(any("error" in result for result in results))
+
+
+def _child(variant: str, wish: argparse.Namespace) -> dict[str, Any]:
+    argv = [sys.executable, "-m", "benchmarks.train_gpu", *sys.argv[1:], "--child", variant]
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=wish.timeout_s)
+    except subprocess.TimeoutExpired:
+        return {"variant": variant, "error": f"longer than {wish.timeout_s} s"}
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    found: dict[str, Any] = (
+        json.loads(lines[-1][7:]) if lines else {"variant": variant, "error": (done.stdout + done.stderr)[-3000:]}
+    )
+    print(json.dumps(found), flush=True)
+    return found
+
+
+def _about(wish: argparse.Namespace) -> dict[str, Any]:
+    from trainer.machine import hardware, package_versions
+
+    return {
+        "benchmark": "train_gpu",
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": "python -m benchmarks.train_gpu " + " ".join(sys.argv[1:]),
+        "hardware": hardware(),
+        "packages": package_versions(),
+        "rows": wish.rows,
+        "length_tokens": wish.length,
+    }
+
+
+if __name__ == "__main__":
+    main()

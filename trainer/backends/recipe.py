@@ -1,0 +1,127 @@
+"""What every training stack makes of a config in the same way: trl's settings, the rows, their order."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.config import TrainConfig
+
+if TYPE_CHECKING:
+    from trainer.prepare import Example
+
+IGNORED_LABEL = -100  # the label that PyTorch's cross entropy leaves out
+
+
+class SeededOrder:
+    """The order of rows in every epoch, from the seed and the epoch alone.
+
+    trl's own order also depends on how often the global random generator was asked before, which a resume changes.
+    `batch` rows of similar length stand together; 0 shuffles only.
+    """
+
+    WINDOW = 50  # batches within which rows are sorted by length
+
+    def __init__(self, lengths: Sequence[int], batch: int, seed: int) -> None:
+        self._lengths, self._batch, self._seed, self._epoch = lengths, batch, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the data loader."""
+        self._epoch = int(epoch)
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        rng = random.Random(f"{self._seed} {self._epoch}")  # noqa: S311  an order, not a secret
+        order = list(range(len(self._lengths)))
+        rng.shuffle(order)
+        if not self._batch:
+            return iter(order)
+        span = self.WINDOW * self._batch
+        windows = [sorted(order[i : i + span], key=self._lengths.__getitem__) for i in range(0, len(order), span)]
+        batches = [window[i : i + self._batch] for window in windows for i in range(0, len(window), self._batch)]
+        short = [batch for batch in batches if len(batch) < self._batch]  # stays last, so that no batch straddles
+        full = [batch for batch in batches if len(batch) == self._batch]
+        rng.shuffle(full)
+        return iter([row for batch in [*full, *short] for row in batch])
+
+
+def seeded_trainer() -> Any:
+    """trl's SFTTrainer (as the stack has patched it) with rows in SeededOrder."""
+    from trl import SFTTrainer
+
+    class SeededTrainer(SFTTrainer):  # type: ignore[misc]
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
+            grouped = self.args.train_sampling_strategy == "group_by_length"
+            batch = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+            return SeededOrder(lengths, batch if grouped else 0, self.args.seed)
+
+    return SeededTrainer
+
+
+def sft_config(config: TrainConfig, checkpoints: Path, *, evaluates: bool, **stack: Any) -> Any:
+    """trl's own settings for this config; `stack` adds what only one training stack has."""
+    import torch
+    from trl import SFTConfig
+
+    training, cuda = config.training, torch.cuda.is_available()
+    bf16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    settings: dict[str, Any] = {
+        "output_dir": str(checkpoints),
+        "max_length": config.model.max_length_tokens,
+        "num_train_epochs": training.epochs or 1,
+        "max_steps": training.max_steps or -1,
+        "per_device_train_batch_size": training.batch_size,
+        "per_device_eval_batch_size": training.batch_size,
+        "gradient_accumulation_steps": training.gradient_accumulation_steps,
+        "learning_rate": training.learning_rate,
+        "lr_scheduler_type": training.schedule,
+        "warmup_steps": training.warmup_steps,
+        "weight_decay": training.weight_decay,
+        "max_grad_norm": training.max_grad_norm,
+        "optim": "adamw_8bit" if training.optimizer == "adamw_8bit" else "adamw_torch_fused",
+        "gradient_checkpointing": training.gradient_checkpointing != "off",
+        "train_sampling_strategy": "group_by_length" if training.group_by_length else "random",
+        "packing": training.packing,
+        "eval_packing": False,
+        "logging_steps": training.logging_steps,
+        "save_steps": training.save_steps,
+        "save_total_limit": training.keep_checkpoints,
+        "eval_strategy": "steps" if evaluates else "no",
+        "eval_steps": training.save_steps,
+        "load_best_model_at_end": training.best_checkpoint,
+        "metric_for_best_model": "eval_loss" if evaluates else None,
+        "seed": training.seed,
+        "data_seed": training.seed,
+        "use_cpu": not cuda,
+        "bf16": bf16,  # on a CPU the weights have their precision already and autocast would only add casts
+        "fp16": cuda and not bf16,
+        "prediction_loss_only": True,
+        "report_to": "tensorboard" if training.tensorboard else "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": cuda,
+    }
+    return SFTConfig(**settings, **stack)
+
+
+def dataset(examples: Sequence[Example]) -> Any:
+    """Token ids with labels: the ids themselves where a token is trained, -100 elsewhere."""
+    from datasets import Dataset
+
+    return Dataset.from_dict(
+        {
+            "input_ids": [example.input_ids for example in examples],
+            "labels": [_labels(example) for example in examples],
+        }
+    )
+
+
+def _labels(example: Example) -> list[int]:
+    return [
+        token if trained else IGNORED_LABEL
+        for token, trained in zip(example.input_ids, example.completion_mask, strict=True)
+    ]

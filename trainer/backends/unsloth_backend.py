@@ -1,0 +1,91 @@
+"""Unsloth: the same trl trainer with Unsloth's kernels, 4-bit loading and checkpointing beneath. The one file that
+imports it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modelstore import Base
+from trainer.backends.recipe import dataset, seeded_trainer, sft_config
+from trainer.config import TrainConfig
+from trainer.targets import lora_targets
+
+if TYPE_CHECKING:
+    from trainer.prepare import Prepared
+
+RECOMPUTE: dict[str, bool | str] = {"off": False, "on": True, "unsloth": "unsloth"}
+
+
+class UnslothBackend:
+    """QLoRA and LoRA on an NVIDIA GPU. Needs no network: the base is a local folder and nothing is looked up."""
+
+    name = "unsloth"
+
+    def __init__(self, cache: Path) -> None:
+        _keep_offline(cache)
+        with contextlib.redirect_stdout(sys.stderr):
+            import unsloth  # noqa: F401  before transformers and trl, which it patches
+
+    def sft_trainer(
+        self, config: TrainConfig, base: Base, tokenizer: Any, prepared: Prepared, checkpoints: Path
+    ) -> Any:
+        model = _with_adapter(config, _load(config, base), base.folder("hf"))
+        return seeded_trainer()(
+            model=model,
+            args=sft_config(config, checkpoints, evaluates=bool(prepared.held_out), padding_free=_padding_free(config)),
+            processing_class=tokenizer,
+            train_dataset=dataset(prepared.train),
+            eval_dataset=dataset(prepared.held_out) if prepared.held_out else None,
+        )
+
+    def for_inference(self, model: Any) -> None:
+        from unsloth import FastLanguageModel
+
+        FastLanguageModel.for_inference(model)
+
+
+def _keep_offline(cache: Path) -> None:
+    """Unsloth reads these when it is imported: no statistics, no clone of llama.cpp, compiled code in the cache."""
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+    os.environ.setdefault("UNSLOTH_AUTO_INSTALL", "0")
+    os.environ.setdefault("UNSLOTH_LLAMA_CPP_OFFLINE", "1")
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache / "unsloth_compiled"))
+
+
+def _load(config: TrainConfig, base: Base) -> Any:
+    import torch
+    from unsloth import FastLanguageModel
+
+    types = {"fp16": torch.float16, "fp32": torch.float32}  # otherwise bf16 where the card has it, fp16 where not
+    model, _ = FastLanguageModel.from_pretrained(
+        model_name=str(base.folder("hf")),
+        max_seq_length=config.model.max_length_tokens,
+        dtype=types.get(config.model.weights),
+        load_in_4bit=config.model.weights == "4bit",
+    )
+    return model
+
+
+def _with_adapter(config: TrainConfig, model: Any, folder: Path) -> Any:
+    from unsloth import FastLanguageModel
+
+    return FastLanguageModel.get_peft_model(
+        model,
+        r=config.lora.r,
+        lora_alpha=config.lora.alpha,
+        lora_dropout=config.lora.dropout,
+        target_modules=lora_targets(config.lora.target_modules, folder),
+        bias="none",
+        use_gradient_checkpointing=RECOMPUTE[config.training.gradient_checkpointing],
+        random_state=config.training.seed,
+    )
+
+
+def _padding_free(config: TrainConfig) -> bool | None:
+    """None leaves the choice to Unsloth."""
+    return {"auto": None, "padded": False, "padding_free": True}[config.training.batches]

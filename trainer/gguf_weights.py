@@ -1,0 +1,121 @@
+"""Compares a GGUF file with the merged weights that it was made from, tensor by tensor, without an engine.
+
+Probes of the engine cannot see everything: one lost tensor among many layers leaves their answers as they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.weights import read_tensors
+
+ROWS = 256  # compared in each tensor, spread evenly
+HEADS = {"attn_q.weight": "attention.head_count", "attn_k.weight": "attention.head_count_kv"}
+
+
+@dataclass(frozen=True)
+class GgufError:
+    """worst: of all tensors the largest error, root mean square over that of the tensor, in units of what its stored
+    type may have. carried: share of the fine-tune's change that is in the file, 0 for the base's weights, 1 for the
+    tuned ones; None where nothing changed. unknown: tensors that have no counterpart in the file by llama.cpp's names.
+    """
+
+    worst: float
+    worst_tensor: str
+    tensors: int
+    unknown: int
+    carried: float | None
+
+
+def allowed_error(bits: float) -> float:
+    """Largest relative error of a sound tensor that is stored with so many bits a weight."""
+    return float(max(0.004, 3.0 * 2.0**-bits))
+
+
+def compare_gguf(gguf: Path, base: Path, merged: Path) -> GgufError:
+    """`base` and `merged` are folders with safetensors files."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(gguf)
+    there = {tensor.name: tensor for tensor in reader.tensors}
+    name_in_gguf, before = _names(reader), dict(read_tensors(base))
+    worst, worst_tensor, count, unknown, along, change = 0.0, "", 0, 0, 0.0, 0.0
+    for name, read in read_tensors(merged):
+        tensor = there.get(name_in_gguf(name))
+        if tensor is None:
+            unknown += 1
+            continue
+        count += 1
+        error, rows, found = _closest(reader, tensor, read())
+        error /= allowed_error(_bits(tensor.tensor_type))
+        if not error <= worst:  # also when it is not a number
+            worst, worst_tensor = error, tensor.name
+        if rows is not None and found.ndim == 2 and name in before:
+            old, new = _numbers(before[name](), rows), _numbers(read(), rows)
+            along += float(((found - old) * (new - old)).sum())
+            change += float(((new - old) ** 2).sum())
+    carried = round(along / change, 4) if change else None
+    return GgufError(round(worst, 4), worst_tensor, count, unknown, carried)
+
+
+def _closest(reader: Any, tensor: Any, whole: Any) -> tuple[float, Any, Any]:
+    """Error, the compared rows of the safetensors tensor (None where the shapes differ), and those of the file."""
+    import numpy as np
+    from gguf import dequantize
+
+    shape = [int(size) for size in reversed(tensor.shape)]
+    is_vocabulary = tensor.name in ("token_embd.weight", "output.weight")  # the converter may leave padding out
+    if shape[1:] != list(whole.shape[1:]) or (shape[0] != whole.shape[0] and not is_vocabulary):
+        return float("inf"), None, None
+    rows = np.linspace(0, shape[0] - 1, min(shape[0], ROWS)).astype(int)
+    found = dequantize(tensor.data[rows], tensor.tensor_type).astype(np.float64)
+    errors = []
+    for order in _orders(reader, tensor.name, shape[0]):
+        expected = _numbers(whole, order[rows])
+        size = max(float(np.sqrt((expected**2).mean())), 1e-12)
+        shifted = [found - expected, found - expected - 1] if found.ndim == 1 else [found - expected]
+        errors.append((min(float(np.sqrt((d**2).mean())) / size for d in shifted), order[rows]))
+    error, rows = min(errors, key=lambda pair: pair[0])
+    return error, rows, found
+
+
+def _orders(reader: Any, name: str, rows: int) -> Iterator[Any]:
+    """Row numbers as they are and, for queries and keys, with the rotary pairs next to each other (llama.cpp's way)."""
+    import numpy as np
+
+    yield np.arange(rows)
+    key = next((key for suffix, key in HEADS.items() if name.endswith(suffix)), None)
+    if key:
+        heads = reader.fields[f"{_architecture(reader)}.{key}"].contents()
+        if isinstance(heads, int):
+            yield np.arange(rows).reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1)
+
+
+def _numbers(tensor: Any, rows: Any) -> Any:
+    import numpy as np
+
+    return tensor[rows].float().numpy().astype(np.float64)
+
+
+def _names(reader: Any) -> Callable[[str], str]:
+    """From a tensor's name in safetensors to that in the file."""
+    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+
+    architecture = _architecture(reader)
+    kind = next(kind for kind, name in MODEL_ARCH_NAMES.items() if name == architecture)
+    names = get_tensor_name_map(kind, reader.fields[f"{architecture}.block_count"].contents())
+    return lambda name: names.get_name(name, (".weight", ".bias")) or ""
+
+
+def _architecture(reader: Any) -> str:
+    return str(reader.fields["general.architecture"].contents())
+
+
+def _bits(kind: Any) -> float:
+    from gguf import GGML_QUANT_SIZES
+
+    weights, size = GGML_QUANT_SIZES[kind]
+    return 8.0 * float(size) / float(weights)
