@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from modelstore import ArtifactSpec, Base, Store
+from modelstore.machine import cpu_threads
 from trainer.gguf_files import BITS, convert, quantize
-from trainer.machine import cpu_threads
 from trainer.merge import merge_files
 
 SIDE_BY_SIDE_THREADS = 8  # from here on the base's files are made beside the run's
