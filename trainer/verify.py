@@ -17,6 +17,7 @@ from trainer.gguf_weights import compare_gguf
 from trainer.machine import compute_device, cpu_threads
 from trainer.probes import MAX_ANSWER_TOKENS, Measured, Probe, measure
 from trainer.render import prompt_text
+from trainer.settings_check import changed_settings, differing_settings
 from trainer.weights import compare_weights
 
 PROBE_TEXTS = (
@@ -85,13 +86,14 @@ def verify(
     checks = [_differs_from_base(reference)]
     say("verify: merged weights against base + adapter")
     checks.append(_exact_weights(base.folder("hf"), folder))
+    checks.append(_same_settings(base.folder("hf"), folder / "merged"))
     merged = _measure_folder(folder / "merged", tokenizer, reference.probes)
-    found = compare(reference.tuned.logprobs, merged.logprobs, reference.answers)
-    checks.append(_agreement("merged", found, MERGED, reference, merged.greedy))
+    checks.append(_check_merged(merged, reference))
     for spec in artifacts:
         if spec.kind == "gguf":
             say(f"verify: {spec.path} in llama.cpp")
             checks.append(_holds_weights(folder / spec.path, base.folder("hf"), folder / "merged"))
+            checks.append(_holds_settings(folder / spec.path, folder / "merged"))
             checks += _check_gguf(folder / spec.path, spec.quantization or "", tokenizer, reference, merged)
     return checks
 
@@ -118,6 +120,26 @@ def _exact_weights(base: Path, folder: Path) -> Check:
     return Check("merged weights are base + adapter", passed, figures, limit)
 
 
+def _same_settings(base: Path, merged: Path) -> Check:
+    changed = changed_settings(base, merged)
+    figures: dict[str, float | int | str] = {"changed": len(changed)}
+    if changed:
+        figures["where"] = ", ".join(changed)
+    return Check("merged has the base model's settings", not changed, figures, "config.json as the base's")
+
+
+def _holds_settings(gguf: Path, merged: Path) -> Check:
+    name, limit = f"{gguf.name} has the model's settings", "rotary base, heads, norms and lengths as in config.json"
+    try:
+        different, compared = differing_settings(gguf, merged)
+    except (ValueError, KeyError, IndexError) as error:
+        return Check(name, False, {"error": repr(error)[:300]}, limit)
+    figures: dict[str, float | int | str] = {"compared": compared, "different": len(different)}
+    if different:
+        figures["where"] = "; ".join(different)
+    return Check(name, not different, figures, limit)
+
+
 def _measure_folder(folder: Path, tokenizer: Any, probes: Sequence[Probe]) -> Measured:
     from transformers import AutoModelForCausalLM
 
@@ -125,6 +147,14 @@ def _measure_folder(folder: Path, tokenizer: Any, probes: Sequence[Probe]) -> Me
         folder, dtype="auto", use_safetensors=True, device_map=compute_device()
     )
     return measure(model, tokenizer, probes)
+
+
+def _check_merged(merged: Measured, reference: Reference) -> Check:
+    sizes = {"vocabulary": merged.logprobs[0].shape[-1], "trained_vocabulary": reference.tuned.logprobs[0].shape[-1]}
+    if len(set(sizes.values())) > 1:
+        return Check("merged is the fine-tune", False, {**sizes}, "the same vocabulary")
+    found = compare(reference.tuned.logprobs, merged.logprobs, reference.answers)
+    return _agreement("merged", found, MERGED, reference, merged.greedy)
 
 
 def _agreement(
