@@ -37,16 +37,21 @@ def export(
     say("export: merged 16-bit weights")
     merge_files(base.folder("hf"), staging / "adapter", staging / "merged")
     say(f"export: GGUF {', '.join(quantizations)}")
-    specs = make_gguf(staging / "merged", staging / "gguf", "tuned", quantizations)
+    specs = make_gguf(staging / "merged", staging / "gguf", "tuned", quantizations, base.id)
     base_files()
     return [ArtifactSpec("adapter", "adapter"), ArtifactSpec("merged", "merged"), *specs]
 
 
-def make_gguf(model_folder: Path, folder: Path, name: str, quantizations: tuple[str, ...]) -> list[ArtifactSpec]:
-    """Convert once to BF16, quantize each from that. The BF16 file stays only when it was asked for."""
+def make_gguf(
+    model_folder: Path, folder: Path, name: str, quantizations: tuple[str, ...], base_id: str
+) -> list[ArtifactSpec]:
+    """Convert once to BF16, quantize each from that. The BF16 file stays only when it was asked for.
+
+    The base's id becomes the model's name in the file: llama.cpp tells Phi-3's tokenizer by it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     sixteen_bit = folder / f"{name}-BF16.gguf"
-    convert(model_folder, sixteen_bit)
+    convert(model_folder, sixteen_bit, base_id)
     wanted = [each for each in quantizations if each != "BF16"]
     at_once = max(1, min(len(wanted), cpu_threads() // QUANTIZER_THREADS))
     with ThreadPoolExecutor(at_once) as pool:
@@ -83,7 +88,7 @@ def _make_base_files(base: Base, store: Store, missing: tuple[str, ...], say: Sa
     say(f"export: GGUF {', '.join(missing)} of the base model")
     work = store.work(f"base-{base.id}")
     try:
-        specs = make_gguf(base.folder("hf"), work / "gguf", "base", missing)
+        specs = make_gguf(base.folder("hf"), work / "gguf", "base", missing, base.id)
         store.add_to_base(base.id, {spec.path: work / spec.path for spec in specs}, specs)
     finally:
         shutil.rmtree(work, ignore_errors=True)

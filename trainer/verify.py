@@ -43,7 +43,8 @@ MERGED = Limits(top1=0.98, kl=0.02, same_answers=0.8)
 EIGHT_BITS_AND_MORE = Limits(top1=0.95, kl=0.05, same_answers=0.7)
 FEWER_BITS = Limits(top1=0.80, kl=0.6, same_answers=0.3)
 LARGEST_WEIGHT_ERROR = 0.01  # of the tensor's largest magnitude; bf16 rounds to 0.004
-CARRIED = (0.7, 1.3)  # share of the fine-tune's change of the weights that a GGUF file has
+CARRIED = 0.3  # from 1: the share of the fine-tune's change of the weights that a GGUF file has
+STANDARD_ERRORS = 4  # of that share, where the change is small against the rounding of the quantization
 LEAST_CHANGE = 0.001  # nats by which a fine-tune differs from its base
 
 
@@ -171,19 +172,20 @@ def _agreement(
 
 
 def _holds_weights(gguf: Path, base: Path, merged: Path) -> Check:
-    name, limit = f"{gguf.name} holds the merged weights", f"worst_error <= 1, carried {CARRIED[0]} to {CARRIED[1]}"
+    name, limit = f"{gguf.name} holds the merged weights", f"worst_error <= 1, carried 1 +- {CARRIED}"
     try:
         found = compare_gguf(gguf, base, merged)
     except (ValueError, KeyError, IndexError, StopIteration) as error:
         return Check(name, False, {"error": repr(error)[:300]}, limit)
     figures: dict[str, float | int | str] = {"worst_error": found.worst, "tensors": found.tensors}
     if found.carried is not None:
-        figures["carried"] = found.carried
+        figures |= {"carried": found.carried, "carried_error": found.carried_error}
     if found.unknown:
         figures["unknown_tensors"] = found.unknown
     if found.worst > 1:
         figures["where"] = found.worst_tensor
-    carried = found.carried is None or CARRIED[0] <= found.carried <= CARRIED[1]
+    within = max(CARRIED, STANDARD_ERRORS * found.carried_error)
+    carried = found.carried is None or abs(found.carried - 1) <= within
     return Check(name, found.worst <= 1 and carried and not found.unknown, figures, limit)
 
 

@@ -121,7 +121,7 @@ def train(config: Path, store: Path, log: Path, on_line: Any = None) -> list[tup
     ):
         assert child.stdout is not None
         for line in child.stdout:
-            at = time.monotonic() - started
+            at, line = time.monotonic() - started, re.sub(r"^\[ *\d+ s\] ", "", line)  # noqa: PLW2901
             lines.append((at, line.rstrip()))
             copy.write(f"{at:7.1f} {line}")
             copy.flush()

@@ -203,7 +203,7 @@ def _broken(fault: str, run: Run, base: Path, folder: Path) -> list[Any]:
     if not any(part in fault for part in IN_THE_GGUF):
         return []
     source = base if fault == "GGUF made of the base" else merged
-    specs = make_gguf(source, folder / "gguf", "tuned", ("Q8_0",))
+    specs = make_gguf(source, folder / "gguf", "tuned", ("Q8_0",), "smollm2")
     path = folder / "gguf" / "tuned-Q8_0.gguf"
     if fault == "another rotary base in the GGUF":
         _write_rotary_base(path, 500000.0)
