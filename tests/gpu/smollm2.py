@@ -83,7 +83,7 @@ def program(name: str, *arguments: str) -> list[str]:
 def _served(store: Path, port: int, log: Path) -> Iterator[None]:
     folder = os.environ.get("TUNESHIP_LLAMACPP")
     environment = {**os.environ, **({"TUNESHIP_LLAMA_SERVER": f"{folder}/llama-server"} if folder else {})}
-    argv = program("server", "serve", "current", "--store", str(store), "--port", str(port))
+    argv = program("server", "serve", "current", "--store", str(store), "--port", str(port), "--gpu-layers", "99")
     with (
         log.open("w") as said,
         subprocess.Popen(argv, cwd=ROOT, stdout=said, stderr=said, env=environment) as server,
