@@ -16,7 +16,7 @@ clients := .venv/clients/bin/python -m clients
 store   := $(PYTHON) -m modelstore --store $(STORE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train serve eval bench report chat runs promote rollback prune check test clean
+.PHONY: help setup demo train serve eval bench report chat runs promote rollback prune check test test-gpu clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,10 @@ check: ## formatting, lint and types of everything
 
 test: check ## everything: checks, unit tests, real engines, the real demo
 	@$(PYTHON) tools/test.py $(ARGS)
+
+test-gpu: ## the GPU suite: PHI3_TOKENIZER=FOLDER with Phi-3's tokenizer files; results go to benchmarks/results/
+	@$(PYTHON) tools/envs.py
+	@.venv/trainer/bin/python -m tests.gpu.run $(if $(PHI3_TOKENIZER),--phi3-tokenizer $(PHI3_TOKENIZER)) $(ARGS)
 
 clean: ## remove the environments and caches (never the store)
 	rm -rf .venv .mypy_cache .ruff_cache .hypothesis .coverage*
