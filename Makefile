@@ -9,6 +9,7 @@ HOST    ?= 127.0.0.1
 PORT    ?= 8000
 URL     ?= http://127.0.0.1:$(PORT)/v1
 ARGS    ?=
+TO      ?= tuneship-bundle
 RUNTIME ?= auto
 ACCELERATOR ?= auto
 export RUNTIME ACCELERATOR
@@ -17,11 +18,11 @@ run     := $(PYTHON) tools/runtime.py
 store   := $(PYTHON) -m modelstore --store $(STORE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train serve eval bench report chat logs ps down runs promote rollback prune check test test-gpu clean
+.PHONY: help setup demo train serve eval bench report chat logs ps down runs promote rollback prune bundle load check test test-gpu clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  variables: DATA CONFIG QUESTIONS STORE RUN HOST PORT URL PYTHON RUNTIME ACCELERATOR, and ARGS for any further option"
+	@echo "  variables: DATA CONFIG QUESTIONS STORE RUN TO HOST PORT URL PYTHON RUNTIME ACCELERATOR, and ARGS for any further option"
 
 setup: ## make or refresh the environments below .venv/
 	@$(PYTHON) tools/envs.py
@@ -67,6 +68,12 @@ rollback: ## let the channel `current` name the run before
 
 prune: ## delete the runs that no channel names
 	@$(store) prune $(ARGS)
+
+bundle: ## pack images, RUN, data and checksums into the folder TO=… for a host without a network
+	@$(PYTHON) tools/bundle.py pack $(TO) --store $(STORE) --run $(RUN) $(ARGS)
+
+load: ## restore such a folder: run it there
+	@$(PYTHON) tools/bundle.py load
 
 check: ## formatting, lint and types of everything
 	@$(PYTHON) tools/envs.py --dev

@@ -111,11 +111,16 @@ def compose(machine: Machine) -> list[str]:
     return ["docker", "compose", *(part for name in files for part in ("-f", str(ROOT / name)))]
 
 
+def build() -> list[str]:
+    """Images follow the source; a bundle brings its own."""
+    return [] if (ROOT / "SHA256SUMS").exists() else ["--build"]
+
+
 def in_trainer(command: str, options: list[str], machine: Machine, said: str) -> Plan:
     """A container that ends with the training; Ctrl-C reaches it and leaves a checkpoint."""
     environment = of_store(take(options, "--store", "models"))
     mounts = [part for name in FILE_OPTIONS for part in mount(find(options, name))]
-    run = [*compose(machine), "--profile", "train", "run", "--rm", "--build", *mounts, "trainer", command, *options]
+    run = [*compose(machine), "--profile", "train", "run", "--rm", *build(), *mounts, "trainer", command, *options]
     return Plan(said, [run], environment)
 
 
@@ -133,7 +138,7 @@ def in_server(command: str, options: list[str], machine: Machine, said: str) -> 
     named = options.pop(0) if options and not options[0].startswith("-") else "current"
     environment |= {"TUNESHIP_BIND": host, "TUNESHIP_PORT": port, "TUNESHIP_RUN": named}
     environment["TUNESHIP_SERVE_ARGS"] = shlex.join(options)
-    up = [*compose(machine), "--profile", service.replace("server", "serve"), "up", "--build", "--detach", "--wait"]
+    up = [*compose(machine), "--profile", service.replace("server", "serve"), "up", *build(), "--detach", "--wait"]
     ready = f"ready: http://{host}:{port}/v1   (make logs, make eval, make chat, make down)"
     return Plan(f"{said}; engine: {engine}", [[*up, service]], environment, ready)
 
@@ -146,7 +151,7 @@ def in_clients(command: str, options: list[str], machine: Machine, said: str) ->
     mounts = mount(find(options, "--questions"))
     names = [name for name in ("TUNESHIP_API_KEY", "OPENAI_API_KEY") if os.environ.get(name)]
     handed_on = [part for name in names for part in ("--env", name)]
-    run = [*compose(machine), "--profile", "eval", "run", "--rm", "--build", "--no-deps"]
+    run = [*compose(machine), "--profile", "eval", "run", "--rm", *build(), "--no-deps"]
     return Plan(said, [[*run, *handed_on, *mounts, "eval", command, *options]], environment)
 
 

@@ -145,3 +145,35 @@ def trained_store(running: Project, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("store")
     docker("cp", f"{running.container('trainer')['Id']}:/app/models/.", str(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def stand_ins(images: dict[str, float]) -> dict[str, str]:
+    """Prometheus and HAProxy as compose variables."""
+    dockerfile = str(Path(__file__).with_name("stand-ins.Dockerfile"))
+    tags = {}
+    for name in ("prometheus", "haproxy"):
+        tags[f"{name.upper()}_IMAGE"] = tag = f"tuneship-test/{name}:debian"
+        context = str(Path(__file__).parent)
+        wish = [
+            "--quiet",
+            "--build-arg",
+            f"BASE={BASE_IMAGE}",
+            "--target",
+            name,
+            "--tag",
+            tag,
+            "-f",
+            dockerfile,
+            context,
+        ]
+        docker("build", *wish, timeout_s=300)
+    return tags
+
+
+@pytest.fixture(scope="session")
+def shared_store(trained_store: Path) -> Path:
+    """That store, owned by the containers' user."""
+    for path in [trained_store, *trained_store.rglob("*")]:
+        os.chown(path, 10001, 10001)
+    return trained_store

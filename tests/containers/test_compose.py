@@ -206,11 +206,9 @@ def test_a_full_disk_is_refused_before_training(project: Make, running: Project)
     assert "free" in said and "Traceback" not in said, said
 
 
-def test_without_a_network_it_serves_and_evaluates(project: Make, running: Project, trained_store: Path) -> None:
+def test_without_a_network_it_serves_and_evaluates(project: Make, running: Project, shared_store: Path) -> None:
     """A network with no way out: names resolve among the services, nothing else can be reached."""
-    for path in [trained_store, *trained_store.rglob("*")]:
-        os.chown(path, 10001, 10001)
-    kit = project("offline", TUNESHIP_STORE=str(trained_store), HF_HUB_OFFLINE="1")
+    kit = project("offline", TUNESHIP_STORE=str(shared_store), HF_HUB_OFFLINE="1")
     kit.files = ["compose.yaml", "tests/containers/offline.yaml"]
     kit.must(*ALL, "up", "--detach", "--wait", "--no-build", timeout_s=200)
     server = kit.container("server-llamacpp")["Id"]
@@ -220,11 +218,11 @@ def test_without_a_network_it_serves_and_evaluates(project: Make, running: Proje
     assert "report:" in said
 
 
-def test_keys_from_a_file_are_asked_for_and_used(project: Make, trained_store: Path, tmp_path: Path) -> None:
+def test_keys_from_a_file_are_asked_for_and_used(project: Make, shared_store: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("alice k-0123456789abcdef\n")
     keys.chmod(0o644)
-    kit = project("keys", TUNESHIP_STORE=str(trained_store), TUNESHIP_KEYS_FILE=str(keys))
+    kit = project("keys", TUNESHIP_STORE=str(shared_store), TUNESHIP_KEYS_FILE=str(keys))
     kit.must(*SERVE, "up", "--detach", "--wait", "--no-build")
     assert asked(kit, "tuned") == (401, "invalid_api_key")
     assert asked(kit, "tuned", "k-0123456789abcdef") == (200, "It takes 9 days.")

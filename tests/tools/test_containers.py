@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = sorted(ROOT.glob("compose*.yaml"))
@@ -20,6 +23,7 @@ def test_env_example_explains_every_variable_with_its_default_and_no_other() -> 
     handed_on = re.findall(r"([A-Z_]+): null", text(COMPOSE))
     assert set(said) == {*used, *handed_on}
     of_cpu = dict(re.findall(r"\$\{([A-Z_]+):-([^}]*)\}", (ROOT / "compose.yaml").read_text()))
+    of_cpu = {name: value for name, value in of_cpu.items() if not name.endswith("_IMAGE")}  # said where they are used
     del of_cpu["TUNESHIP_SERVER_MEMORY"], of_cpu["TUNESHIP_KEYS_FILE"]  # vLLM needs more; empty means none
     assert {name: said[name] for name in of_cpu} == of_cpu
 
@@ -45,3 +49,14 @@ def test_every_image_runs_as_the_same_user_and_has_the_same_mount_point() -> Non
         assert set(re.findall(r"^ARG UID=(\d+)$", dockerfile, re.MULTILINE)) == {"10001"}, path
         assert dockerfile.rstrip().count("USER ${UID}:${GID}") >= 1, path
         assert re.search(r'install -d -o "\$UID" -g "\$GID" /app/models', dockerfile), path
+
+
+def test_the_proxy_configuration_is_what_its_tool_writes() -> None:
+    written = subprocess.check_output([ROOT / "tools/balancer.py", "--tls", "server:8000"], text=True)
+    assert (ROOT / "docker" / "haproxy.cfg").read_text() == written
+
+
+@pytest.mark.parametrize("server", ["gpu1:x", "a b", "gpu1;rm", ""])
+def test_the_balancer_refuses_what_is_no_host(server: str) -> None:
+    done = subprocess.run([ROOT / "tools/balancer.py", server], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "is no HOST" in done.stderr and not done.stdout
