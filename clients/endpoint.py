@@ -30,7 +30,7 @@ class Endpoint:
 
 
 def _key_from_file() -> str:
-    """The first key of the file that TUNESHIP_API_KEY_FILE names: alone in its line, or after its holder's name."""
+    """The first key of the file that TUNESHIP_API_KEY_FILE names: a line is `key`, or begins with `name key`."""
     named = os.environ.get("TUNESHIP_API_KEY_FILE")
     if not named:
         return ""
@@ -38,7 +38,8 @@ def _key_from_file() -> str:
         lines = Path(named).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"TUNESHIP_API_KEY_FILE names {named}, which cannot be read: {error}.") from None
-    return next((line.split()[-1] for line in lines if line.strip() and not line.lstrip().startswith("#")), "")
+    rows = [line.split() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    return rows[0][min(1, len(rows[0]) - 1)] if rows else ""
 
 
 async def model_names(endpoint: Endpoint) -> list[str]:

@@ -36,7 +36,8 @@ ENV PYTHONPATH=/app \
     VLLM_CACHE_ROOT=/app/cache/vllm \
     TRITON_CACHE_DIR=/app/cache/triton \
     TORCHINDUCTOR_CACHE_DIR=/app/cache/torchinductor \
-    VLLM_NO_USAGE_STATS=1
+    VLLM_NO_USAGE_STATS=1 \
+    TUNESHIP_VLLM_PYTHON=python3
 COPY --link --from=dependencies /opt/venv /opt/venv
 COPY --link --from=source /app /app
 USER ${UID}:${GID}

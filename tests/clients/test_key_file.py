@@ -12,7 +12,7 @@ from modelstore import UserError
 
 @pytest.mark.parametrize(
     ("content", "key"),
-    [("k-1\n", "k-1"), ("# ours\n\nalice k-1\nbob k-2\n", "k-1"), ("", "from-the-environment")],
+    [("k-1\n", "k-1"), ("# ours\n\nalice k-1 rpm=60\nbob k-2\n", "k-1"), ("", "from-the-environment")],
 )
 def test_the_first_key_of_the_file_is_used(
     content: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
