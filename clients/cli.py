@@ -14,7 +14,7 @@ from clients.ask import AskOptions
 
 URL = "http://127.0.0.1:8000/v1"
 _url = click.option("--url", default=URL, show_default=True, help="Any OpenAI-compatible endpoint.")
-_key = click.option("--api-key", default="", help="Else TUNESHIP_API_KEY or OPENAI_API_KEY.")
+_key = click.option("--api-key", default="", help="Else TUNESHIP_API_KEY_FILE, TUNESHIP_API_KEY or OPENAI_API_KEY.")
 _store = click.option("--store", type=click.Path(path_type=Path), default=Path("models"), show_default=True)
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 

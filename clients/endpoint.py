@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelstore import UserError
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where to ask. The key comes from the option, TUNESHIP_API_KEY or OPENAI_API_KEY."""
+    """Where to ask. The key comes from the option, TUNESHIP_API_KEY_FILE, TUNESHIP_API_KEY or OPENAI_API_KEY."""
 
     url: str
     api_key: str = ""
@@ -23,8 +24,22 @@ class Endpoint:
         """The official client; retries are ours, so that they are counted."""
         from openai import AsyncOpenAI
 
-        key = self.api_key or os.environ.get("TUNESHIP_API_KEY") or os.environ.get("OPENAI_API_KEY") or "none"
+        named = os.environ.get("TUNESHIP_API_KEY") or os.environ.get("OPENAI_API_KEY")
+        key = self.api_key or _key_from_file() or named or "none"
         return AsyncOpenAI(base_url=self.url, api_key=key, timeout=timeout_s, max_retries=0)
+
+
+def _key_from_file() -> str:
+    """The first key of the file that TUNESHIP_API_KEY_FILE names: a line is `key`, or begins with `name key`."""
+    named = os.environ.get("TUNESHIP_API_KEY_FILE")
+    if not named:
+        return ""
+    try:
+        lines = Path(named).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"TUNESHIP_API_KEY_FILE names {named}, which cannot be read: {error}.") from None
+    rows = [line.split() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    return rows[0][min(1, len(rows[0]) - 1)] if rows else ""
 
 
 async def model_names(endpoint: Endpoint) -> list[str]:
