@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from modelstore import ArtifactSpec, Base, Store
+from modelstore.machine import cpu_threads
 from trainer.gguf_files import BITS, convert, end_children, quantize
-from trainer.machine import cpu_threads
 from trainer.merge import merge_files
 
 SPARE_THREADS = 8  # from here on the base's files are made while the model trains
