@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from clients.cli_bench import bench
 from clients.cli_options import as_json, endpoint_options, store
 
 PATH = click.Path(path_type=Path)
@@ -78,33 +79,6 @@ def report(run: str, store: Path) -> None:
 
 @main.command()
 @endpoint_options
-@as_json
-@click.option("--model", default="tuned", show_default=True)
-@click.option("--streams", default="1,4,8", show_default=True, help="Concurrencies, separated by commas.")
-@click.option("--requests", type=click.IntRange(1), default=16, show_default=True, help="For each concurrency.")
-@click.option("--prompt-words", type=click.IntRange(1), default=128, show_default=True)
-@click.option("--output-tokens", type=click.IntRange(1), default=64, show_default=True)
-def bench(url: str, api_key: str, as_json: bool, **wish: Any) -> None:
-    """Closed-loop load with unique prompts: throughput, time to first token, time per output token."""
-    from clients.bench import BenchWish, run_bench, table
-    from clients.endpoint import Endpoint
-    from modelstore import UserError
-
-    try:
-        streams = tuple(int(part) for part in wish["streams"].split(","))
-        if min(streams) < 1:
-            raise ValueError
-    except ValueError:
-        raise UserError(f"--streams {wish['streams']!r}: numbers from 1 separated by commas are expected.") from None
-    order = BenchWish(wish["model"], streams, wish["requests"], wish["prompt_words"], wish["output_tokens"])
-    rows = asyncio.run(run_bench(Endpoint(url, api_key), order))
-    print(json.dumps(rows) if as_json else table(rows))
-    if any(row["failed"] for row in rows):
-        sys.exit(1)
-
-
-@main.command()
-@endpoint_options
 @click.option("--model", default="tuned", show_default=True)
 def chat(url: str, api_key: str, model: str) -> None:
     """Talk to a model; /model NAME switches, /both asks base and tuned, /quit ends."""
@@ -112,3 +86,6 @@ def chat(url: str, api_key: str, model: str) -> None:
     from clients.endpoint import Endpoint
 
     asyncio.run(run_chat(Endpoint(url, api_key), model))
+
+
+main.add_command(bench)

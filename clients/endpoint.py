@@ -23,8 +23,12 @@ class Endpoint:
         """The official client; retries are ours, so that they are counted."""
         from openai import AsyncOpenAI
 
-        key = self.api_key or os.environ.get("TUNESHIP_API_KEY") or os.environ.get("OPENAI_API_KEY") or "none"
-        return AsyncOpenAI(base_url=self.url, api_key=key, timeout=timeout_s, max_retries=0)
+        return AsyncOpenAI(base_url=self.url, api_key=self.key, timeout=timeout_s, max_retries=0)
+
+    @property
+    def key(self) -> str:
+        """What is sent; a server without keys ignores it."""
+        return self.api_key or os.environ.get("TUNESHIP_API_KEY") or os.environ.get("OPENAI_API_KEY") or "none"
 
 
 async def model_names(endpoint: Endpoint) -> list[str]:
@@ -32,7 +36,8 @@ async def model_names(endpoint: Endpoint) -> list[str]:
     import openai
 
     try:
-        return [model.id async for model in endpoint.client(10).models.list()]
+        async with endpoint.client(10) as client:
+            return [model.id async for model in client.models.list()]
     except openai.APIConnectionError:
         raise UserError(f"Nothing answers at {endpoint.url}. Start a server with `make serve`, or set URL=…") from None
     except openai.AuthenticationError:
