@@ -60,11 +60,11 @@ down: ## end the containers; the store stays
 runs: ## what is in the store
 	@$(store) runs $(ARGS)
 
-promote: ## let the channel `current` name RUN=…
-	@$(store) promote $(RUN)
+promote: ## let the channel `current` name RUN=…, unless it failed its verification or evaluation
+	@$(store) promote $(RUN) $(ARGS)
 
 rollback: ## let the channel `current` name the run before
-	@$(store) rollback
+	@$(store) rollback $(ARGS)
 
 prune: ## delete the runs that no channel names
 	@$(store) prune $(ARGS)

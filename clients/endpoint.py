@@ -24,9 +24,13 @@ class Endpoint:
         """The official client; retries are ours, so that they are counted."""
         from openai import AsyncOpenAI
 
+        return AsyncOpenAI(base_url=self.url, api_key=self.key, timeout=timeout_s, max_retries=0)
+
+    @property
+    def key(self) -> str:
+        """What is sent; a server without keys ignores it."""
         named = os.environ.get("TUNESHIP_API_KEY") or os.environ.get("OPENAI_API_KEY")
-        key = self.api_key or _key_from_file() or named or "none"
-        return AsyncOpenAI(base_url=self.url, api_key=key, timeout=timeout_s, max_retries=0)
+        return self.api_key or _key_from_file() or named or "none"
 
 
 def _key_from_file() -> str:
@@ -47,7 +51,8 @@ async def model_names(endpoint: Endpoint) -> list[str]:
     import openai
 
     try:
-        return [model.id async for model in endpoint.client(10).models.list()]
+        async with endpoint.client(10) as client:
+            return [model.id async for model in client.models.list()]
     except openai.APIConnectionError:
         raise UserError(f"Nothing answers at {endpoint.url}. Start a server with `make serve`, or set URL=…") from None
     except openai.AuthenticationError:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from modelstore import ArtifactSpec, Base, Check
+from modelstore.machine import cpu_threads
 from trainer.agreement import Agreement, compare, compare_listed
 from trainer.gguf_files import child_environment, llamacpp_folder
 from trainer.gguf_weights import compare_gguf
-from trainer.machine import compute_device, cpu_threads
+from trainer.machine import compute_device
 from trainer.probes import MAX_ANSWER_TOKENS, Measured, Probe, measure
 from trainer.render import prompt_text
 from trainer.settings_check import changed_settings, differing_settings
