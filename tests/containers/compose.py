@@ -47,7 +47,7 @@ class Project:
     def compose(self, *arguments: str, timeout_s: float = 400) -> subprocess.CompletedProcess[str]:
         """docker compose with everything it said; the caller judges the exit code."""
         files = [part for file in self.files for part in ("-f", str(ROOT / file))]
-        argv = ["docker", "compose", "--ansi", "never", "--progress", "quiet", "-p", self.name, *files, *arguments]
+        argv = ["docker", "compose", "--ansi", "never", "--progress", "plain", "-p", self.name, *files, *arguments]
         environment = {**os.environ, **self.environment}
         done = subprocess.run(
             argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
