@@ -85,9 +85,8 @@ SAME_ON_CUDA = (
 
 
 def test_shared_pins_agree() -> None:
-    """But for trainer-cuda.lock, which stands in for trainer.lock and whose versions Unsloth sets."""
     seen: dict[str, tuple[str, str]] = {}
-    for path in set((ROOT / "requirements").glob("*.lock")) - {ROOT / "requirements" / "trainer-cuda.lock"}:
+    for path in (ROOT / "requirements").glob("*.lock"):
         for line in path.read_text().splitlines():
             name, _, version = line.lower().replace("_", "-").partition("==")
             if path.stem == "trainer-cuda" and name not in SAME_ON_CUDA:
