@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from compose import ALL, SERVE, Project, ask, docker, wait_for
+from compose import ALL, SERVE, Project, ask, docker, send, wait_for
 
 TRAIN = ("--profile", "train")
 Make = Callable[..., Project]
@@ -78,15 +77,12 @@ def test_the_health_check_asks_for_a_token_and_not_for_a_port(running: Project) 
     server = running.container("server-llamacpp")
     engines = [pid for pid in _processes(server["Id"]) if b"-ngl" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     assert len(engines) == 2
-    for pid in engines:
-        os.kill(pid, signal.SIGSTOP)
+    send(signal.SIGSTOP, *engines)
     try:
         wait_for(lambda: _health(running) == "unhealthy", 150, "unhealthy")
         assert ask(f"{running.url}/health")[0] == 200
     finally:
-        for pid in engines:
-            if Path(f"/proc/{pid}").exists():
-                os.kill(pid, signal.SIGCONT)
+        send(signal.SIGCONT, *(pid for pid in engines if Path(f"/proc/{pid}").exists()))
     wait_for(lambda: _health(running) == "healthy", 90, "healthy again")
 
 
@@ -119,7 +115,7 @@ def test_a_second_up_trains_nothing(running: Project) -> None:
 
 def test_a_killed_server_comes_back_and_answers(running: Project) -> None:
     before = running.container("server-llamacpp")
-    os.kill(before["State"]["Pid"], signal.SIGKILL)
+    send(signal.SIGKILL, before["State"]["Pid"])
 
     def restarted() -> bool:
         return bool(running.container("server-llamacpp")["RestartCount"] > before["RestartCount"])
@@ -144,7 +140,7 @@ def test_a_killed_trainer_starts_no_server_and_goes_on_where_it_was(project: Mak
     checkpoints = "ls -d models/work/*/checkpoints/*"
     trainer = kit.container("trainer")["Id"]
     wait_for(lambda: _succeeds("exec", trainer, "sh", "-c", checkpoints), 90, "a checkpoint")
-    os.kill(kit.container("trainer")["State"]["Pid"], signal.SIGKILL)
+    send(signal.SIGKILL, kit.container("trainer")["State"]["Pid"])
     wait_for(lambda: not kit.exists("trainer"), 20, "the end of the trainer")
     kit.must(*ALL, "up", "--detach", "--wait", "--no-build", timeout_s=400)
     (run_id,) = runs(kit)
