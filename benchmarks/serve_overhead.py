@@ -29,8 +29,11 @@ import aiohttp
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from modelstore import Store
-from server.engine import EngineOptions, cpu_threads
-from server.plan import ServePlan, listen, plan_serving
+from modelstore.machine import cpu_threads
+from server.engine import EngineOptions
+from server.keys import KeyRing
+from server.llamacpp import LlamaCpp
+from server.plan import ServePlan, Wish, listen, plan_serving
 
 START_TIMEOUT_S = 120
 
@@ -114,7 +117,7 @@ def run_gateway(plan: ServePlan, port: int) -> None:
     """In a process of its own, as `server serve` does it."""
     from server.serve import serve
 
-    asyncio.run(serve(plan, listen("127.0.0.1", port), {}, 5))
+    asyncio.run(serve(plan, listen("127.0.0.1", port), KeyRing(None), 5))
 
 
 def wait_until_ready(url: str) -> float:
@@ -140,7 +143,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="default: stdout")
     wish = parser.parse_args()
 
-    plan = plan_serving(Store(wish.store), wish.run, None, EngineOptions(threads=cpu_threads()))
+    plan = plan_serving(Store(wish.store), wish.run, Wish(LlamaCpp(), EngineOptions(threads=cpu_threads())))
     process = multiprocessing.get_context("spawn").Process(target=run_gateway, args=(plan, wish.port))
     process.start()
     try:

@@ -1,11 +1,12 @@
 """Measures fine-tuning on one GPU: the kit's backends and plans against the plain stack, on the same rows.
 
 usage: python -m benchmarks.train_gpu --model FOLDER --out RESULT.json [--variants plain,recipe,…] [--steps 15]
-       [--rows full|chat] [--length 2048]
+       [--rows full|chat] [--length 2048] [--data FILE.jsonl]
 
 Every variant runs in a process of its own. `plain` is what a user would write: transformers, bitsandbytes, peft and
 trl with their defaults. All others go through the kit's own finetune(). Rows are random words, the same for all; `full`
-rows fill the length, `chat` rows are log-normal with a median of 300 tokens. tokens_per_s counts no padding.
+rows fill the length, `chat` rows are log-normal with a median of 300 tokens. tokens_per_s counts no padding. With
+--data, `plain` trains on a file as the kit's trainer prepares it: the same tokens and labels in the same order.
 """
 
 from __future__ import annotations
@@ -126,7 +127,6 @@ def run_kit(wish: argparse.Namespace, work: Path) -> dict[str, Any]:
 def run_plain(wish: argparse.Namespace, work: Path) -> dict[str, Any]:
     """transformers + bitsandbytes + peft + trl as their documentation shows them."""
     import torch
-    from datasets import Dataset
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback
     from trl import SFTConfig, SFTTrainer
@@ -145,7 +145,7 @@ def run_plain(wish: argparse.Namespace, work: Path) -> dict[str, Any]:
     model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=True)
     modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     lora = LoraConfig(r=16, lora_alpha=16, target_modules=modules, bias="none", task_type="CAUSAL_LM")
-    rows = make_rows(tokenizer, rows_needed(wish), wish.length, wish.rows)
+    data = plain_dataset(wish, tokenizer)
     settings = SFTConfig(
         output_dir=str(work),
         max_length=wish.length,
@@ -162,6 +162,7 @@ def run_plain(wish: argparse.Namespace, work: Path) -> dict[str, Any]:
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
+        train_sampling_strategy="sequential" if wish.data else "random",
         seed=3407,
     )
     times, losses = [time.perf_counter()], []
@@ -174,14 +175,32 @@ def run_plain(wish: argparse.Namespace, work: Path) -> dict[str, Any]:
             if "loss" in logs:
                 losses.append(float(logs["loss"]))
 
-    data = Dataset.from_dict({"input_ids": rows, "labels": rows})
     trainer = SFTTrainer(
         model=get_peft_model(model, lora), args=settings, processing_class=tokenizer, train_dataset=data
     )
     trainer.add_callback(Clock())
     trainer.train()
-    step_tokens = 8 * sum(map(len, rows)) / len(rows)
+    step_tokens = 8 * sum(map(len, data["input_ids"])) / len(data)
     return {"times": times, "losses": losses, "steps": trainer.state.global_step, "step_tokens": step_tokens}
+
+
+def plain_dataset(wish: argparse.Namespace, tokenizer: Any) -> Any:
+    """Random rows, or those of a file in the order that the kit's trainer takes them in."""
+    from datasets import Dataset
+
+    if not wish.data:
+        rows = make_rows(tokenizer, rows_needed(wish), wish.length, wish.rows)
+        return Dataset.from_dict({"input_ids": rows, "labels": rows})
+    from trainer.backends.recipe import SeededOrder, dataset
+    from trainer.prepare import prepare
+    from trainer.rows import read_rows
+
+    rows_of_file = read_rows(wish.data, max_bad_share=0)
+    prepared = prepare(
+        rows_of_file, tokenizer, max_length_tokens=wish.length, held_out_share=0, seed=3407, questions=None
+    )
+    order = SeededOrder([len(example.input_ids) for example in prepared.train], 8, 3407)
+    return dataset([prepared.train[number] for number in order])
 
 
 def rows_needed(wish: argparse.Namespace) -> int:
@@ -213,8 +232,7 @@ def measure(wish: argparse.Namespace) -> dict[str, Any]:
         "training_s": round(times[-1] - started, 1),
         "peak_reserved_gib": round(torch.cuda.max_memory_reserved() / 2**30, 3),
         "peak_allocated_gib": round(torch.cuda.max_memory_allocated() / 2**30, 3),
-        "first_losses": [round(loss, 4) for loss in found["losses"][:8]],
-        "last_losses": [round(loss, 4) for loss in found["losses"][-3:]],
+        "losses": [round(loss, 4) for loss in found["losses"]],
         "steps": found["steps"],
     }
 
@@ -227,6 +245,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--rows", choices=["full", "chat"], default="full")
     parser.add_argument("--length", type=int, default=2048)
+    parser.add_argument("--data", type=Path)
     parser.add_argument("--work", default="/tmp/tuneship-bench")
     parser.add_argument("--timeout-s", type=int, default=300)
     parser.add_argument("--child", help=argparse.SUPPRESS)

@@ -16,5 +16,7 @@ as_json = click.option("--json", "as_json", is_flag=True, help="One JSON documen
 
 def endpoint_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Where to ask and with which key."""
-    command = click.option("--api-key", default="", help="Else TUNESHIP_API_KEY or OPENAI_API_KEY.")(command)
+    command = click.option(
+        "--api-key", default="", help="Else TUNESHIP_API_KEY_FILE, TUNESHIP_API_KEY or OPENAI_API_KEY."
+    )(command)
     return click.option("--url", default=URL, show_default=True, help="Any OpenAI-compatible endpoint.")(command)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelstore import UserError
@@ -23,7 +24,7 @@ async def _note_sending(request: Any) -> None:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where to ask. The key comes from the option, TUNESHIP_API_KEY or OPENAI_API_KEY."""
+    """Where to ask. The key comes from the option, TUNESHIP_API_KEY_FILE, TUNESHIP_API_KEY or OPENAI_API_KEY."""
 
     url: str
     api_key: str = ""
@@ -38,7 +39,21 @@ class Endpoint:
     @property
     def key(self) -> str:
         """What is sent; a server without keys ignores it."""
-        return self.api_key or os.environ.get("TUNESHIP_API_KEY") or os.environ.get("OPENAI_API_KEY") or "none"
+        named = os.environ.get("TUNESHIP_API_KEY") or os.environ.get("OPENAI_API_KEY")
+        return self.api_key or _key_from_file() or named or "none"
+
+
+def _key_from_file() -> str:
+    """The first key of the file that TUNESHIP_API_KEY_FILE names: a line is `key`, or begins with `name key`."""
+    named = os.environ.get("TUNESHIP_API_KEY_FILE")
+    if not named:
+        return ""
+    try:
+        lines = Path(named).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"TUNESHIP_API_KEY_FILE names {named}, which cannot be read: {error}.") from None
+    rows = [line.split() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    return rows[0][min(1, len(rows[0]) - 1)] if rows else ""
 
 
 async def model_names(endpoint: Endpoint) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
@@ -65,3 +66,21 @@ def told_apart(where: Path) -> Iterator[None]:
         if advice is None:
             raise
         raise UserError(f"{error.filename or where}: {advice}. Published runs are untouched.") from None
+
+
+@contextmanager
+def exclusive_lock(path: Path) -> Iterator[None]:
+    """An exclusive lock that ends with the process, so a killed writer never blocks the next one."""
+    with told_apart(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o664)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"Another process is writing to this store ({path} is locked). Wait for it or stop it."
+            ) from None
+        yield
+    finally:
+        os.close(handle)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import re
 import secrets
 import shutil
@@ -15,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from modelstore.errors import UserError
-from modelstore.files import sha256, sync, sync_tree, told_apart, write_atomically
+from modelstore.files import exclusive_lock, sha256, sync, sync_tree, told_apart, write_atomically
 from modelstore.manifest import FILE_NAME, Artifact, ArtifactSpec, Manifest, read_manifest, safe_path, to_json
+from modelstore.promotion import Promotion, append, objections, this_user
 
 CHANNELS = ("current", "previous")
 ID = re.compile(r"^[a-z0-9][a-z0-9._-]{0,127}$")
@@ -180,7 +179,7 @@ class Store:
         target = parent / _valid(name)
         if (target / FILE_NAME).exists():
             raise UserError(f"{target} is published already; a published run is never changed.")
-        with _lock(self.path / "work" / f"{parent.name}-{name}.lock"), told_apart(self.path):
+        with exclusive_lock(self.path / "work" / f"{parent.name}-{name}.lock"), told_apart(self.path):
             path = parent / f".staging-{name}"
             path.mkdir(parents=True, exist_ok=True)
             yield Staging(name, path, target)
@@ -188,7 +187,7 @@ class Store:
     def add_to_base(self, base_id: str, files: Mapping[str, Path], artifacts: list[ArtifactSpec]) -> Base:
         """Move further files (relative path -> file) into a base model and rewrite its manifest."""
         base = self.base(base_id)
-        with _lock(self.path / "work" / f"bases-{base_id}.lock"), told_apart(base.path):
+        with exclusive_lock(self.path / "work" / f"bases-{base_id}.lock"), told_apart(base.path):
             for relative, file in files.items():
                 target = base.path / safe_path(relative, base.path)
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -200,19 +199,34 @@ class Store:
             write_atomically(base.path / FILE_NAME, to_json(grown))
         return self.base(base_id)
 
-    def promote(self, run_id: str) -> None:
-        """`current` becomes this run and `previous` the one before."""
-        run, before = self._run(run_id), self.channel("current")
-        with _lock(self.path / "work" / "channels.lock"), told_apart(self.path):
-            if before and before != run.id:
-                write_atomically(self.path / "channels" / "previous", f"{before}\n".encode())
-            write_atomically(self.path / "channels" / "current", f"{run.id}\n".encode())
+    def promote(self, run_id: str, *, by: str = "", why: str = "", force: bool = False) -> Promotion:
+        """`current` becomes this run and `previous` the one before; who did it and why is recorded.
 
-    def rollback(self) -> Run:
-        """`current` and `previous` change places."""
-        run = self.run("previous")
-        self.promote(run.id)
-        return run
+        Raises UserError when a verification or the newest evaluation gate failed, unless `force` is set with a reason.
+        """
+        run = self._run(run_id)
+        against = objections(run.manifest, self.reports(run.id))
+        if against and not (force and why):
+            raise UserError(
+                f"{run.id} is not promoted: {'; '.join(against)}. To do it all the same, and have it recorded: "
+                f"make promote RUN={run.id} ARGS='--force --why \"…\"'"
+            )
+        return self._name_current(run.id, "promote", by, why, tuple(against))
+
+    def rollback(self, *, by: str = "", why: str = "") -> Promotion:
+        """`current` and `previous` change places. Never refused: the run was good enough to be current before."""
+        return self._name_current(self.run("previous").id, "rollback", by, why, ())
+
+    def _name_current(self, run_id: str, action: str, by: str, why: str, against: tuple[str, ...]) -> Promotion:
+        folder = self.path / "channels"
+        with exclusive_lock(self.path / "work" / "channels.lock"), told_apart(self.path):
+            before, now = self.channel("current"), datetime.now(UTC).isoformat(timespec="seconds")
+            done = Promotion(now, action, run_id, before, by or this_user(), why, bool(against), against)
+            append(folder, done)  # first, so that no change is without its record
+            if before and before != run_id:
+                write_atomically(folder / "previous", f"{before}\n".encode())
+            write_atomically(folder / "current", f"{run_id}\n".encode())
+        return done
 
     def remove(self, run_id: str) -> None:
         """Delete a run that no channel names."""
@@ -282,21 +296,3 @@ def _described(root: Path, specs: list[ArtifactSpec]) -> tuple[Artifact, ...]:
             relative = file.relative_to(root).as_posix()
             found.append(Artifact(spec.kind, relative, file.stat().st_size, sha256(file), spec.quantization, root))
     return tuple(found)
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """An exclusive lock that ends with the process, so a killed writer never blocks the next one."""
-    with told_apart(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o664)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"Another process is writing to this store ({path} is locked). Wait for it or stop it."
-            ) from None
-        yield
-    finally:
-        os.close(handle)

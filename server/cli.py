@@ -19,12 +19,22 @@ def main() -> None:
 @click.option("--store", type=click.Path(path_type=Path), default=Path("models"), show_default=True)
 @click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 opens it to the network: use keys then.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+@click.option("--engine", type=click.Choice(["auto", "llamacpp", "vllm"]), default="auto", show_default=True)
+@click.option(
+    "--weights",
+    type=click.Choice(["gguf", "merged", "adapter"]),
+    help="Default: gguf for llama.cpp, merged for vLLM. adapter: base and tuned share one vLLM.",
+)
 @click.option("--quantization", help="Which GGUF file; default: the run's own choice.")
-@click.option("--slots", type=click.IntRange(1, 256), default=8, show_default=True, help="Streams at once, each model.")
+@click.option("--slots", type=click.IntRange(1, 256), help="Streams at once, each model. Default: by the machine.")
 @click.option("--context", type=click.IntRange(128), default=2048, show_default=True, help="Tokens per slot.")
 @click.option("--threads", type=click.IntRange(1), help="Default: the processors this container may use.")
-@click.option("--gpu-layers", type=click.IntRange(0), default=0, show_default=True, help="Layers on the GPU.")
-@click.option("--api-key-file", type=click.Path(path_type=Path), help="One 'name key' a line; else TUNESHIP_API_KEY.")
+@click.option(
+    "--gpu-layers", type=click.IntRange(0), help="llama.cpp's layers on the GPU. Default: all, if it has one."
+)
+@click.option(
+    "--api-key-file", type=click.Path(path_type=Path), help="One 'name key [limits]' a line; else TUNESHIP_API_KEY."
+)
 @click.option(
     "--drain-s", type=click.FloatRange(0), default=20.0, show_default=True, help="For running streams at the end."
 )
@@ -34,40 +44,52 @@ def serve(
     store: Path,
     host: str,
     port: int,
+    engine: str,
+    weights: str | None,
     quantization: str | None,
-    slots: int,
+    slots: int | None,
     context: int,
     threads: int | None,
-    gpu_layers: int,
+    gpu_layers: int | None,
     api_key_file: Path | None,
     drain_s: float,
     dry_run: bool,
 ) -> None:
-    """Serve RUN: a channel, a run id or the beginning of one."""
+    """Serve RUN: a channel, which is followed, or a run id or the beginning of one."""
     import asyncio
 
-    from modelstore import Store
-    from server.engine import EngineOptions, cpu_threads
-    from server.keys import read_keys
+    from modelstore import CHANNELS, Store
+    from server.choose import Asked, choose
+    from server.keys import KeyRing
     from server.plan import listen, plan_serving
 
-    options = EngineOptions(slots, context, threads or cpu_threads(), gpu_layers)
-    keys = read_keys(api_key_file)
+    keys = KeyRing(api_key_file)
     listener = None if dry_run else listen(host, port)
-    plan = plan_serving(Store(store), run, quantization, options)
+    models = Store(store)
+    asked = Asked(engine, weights, quantization, slots, context, threads, gpu_layers)
+    wish, reasons = choose(asked, models, run, follows=run in CHANNELS)
+    click.echo("\n".join(reasons), err=True)
+    plan = plan_serving(models, run, wish)
     if listener is None:
-        for engine in plan.engines:
-            shown = {name: value for name, value in engine.environment.items() if name != "LLAMA_API_KEY"}
-            print(shlex.join([*(f"{name}={value}" for name, value in shown.items()), *engine.argv]))
+        for entry in plan.engines:
+            click.echo(shown_command(entry.argv, entry.environment))
         return
+    from server.serve import Followed
     from server.serve import serve as run_plan
     from server.supervise import EngineFailed
 
+    followed = Followed(models, run, lambda run_id: plan_serving(models, run_id, wish)) if run in CHANNELS else None
     try:
-        asyncio.run(run_plan(plan, listener, keys, drain_s))
+        asyncio.run(run_plan(plan, listener, keys, drain_s, followed))
     except EngineFailed as failure:
         click.echo(f"error: {failure}", err=True)
         sys.exit(1)
+
+
+def shown_command(argv: list[str], environment: dict[str, str]) -> str:
+    """A line for a shell; the engine's key, made anew at each start, is left out."""
+    settings = [f"{name}={value}" for name, value in environment.items() if not name.endswith("_API_KEY")]
+    return shlex.join([*settings, *argv])
 
 
 @main.command()

@@ -1,74 +1,110 @@
-"""The engine's command as a value: llama.cpp's server, with llama-server's own flags."""
+"""What every engine is to the rest of the server: values that say how to start it, ask it and watch it."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
-from collections.abc import Mapping
+import re
+import socket
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-HTTP_THREADS = 160  # llama.cpp blocks one per open stream, also per waiting one; its default is slots + 4
-# libgomp's own value for crowded processors. Its default spins for a millisecond at every barrier, so that two engines
-# on the same processors take turns at doing nothing: docs/serving.md has the measurement.
-OPENMP_SPINS = "1000"
+from modelstore import Artifact, Base, Run
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How an engine is started. `context_tokens` is per slot; a slot holds one stream."""
+    """How engines are started. `context_tokens` is per slot; a slot holds one stream."""
 
     slots: int = 8
     context_tokens: int = 2048
     threads: int = 1
     gpu_layers: int = 0
     cache_mib: int = 256
+    gpu_share: float = 0.0  # of the GPU's memory, for one process that reserves it; 0: there is no GPU
+    kv_cache_gib: int = 1  # for one process that reserves it in main memory
 
 
-def llamacpp_argv(program: list[str], gguf: Path, alias: str, port: int, options: EngineOptions) -> list[str]:
-    """The command that serves `gguf` as the model `alias` on a loopback port. Pure.
+@dataclass(frozen=True)
+class Weights:
+    """What is served: `tuned` and `base` are GGUF files, or folders of safetensors, or adapter and base folder."""
 
-    Only errors are logged: llama.cpp quotes requests in its warnings.
-    """
-    return [
-        *program,
-        *("-m", str(gguf)),
-        *("--alias", alias),
-        *("--host", "127.0.0.1"),
-        *("--port", str(port)),
-        *("-c", str(options.slots * options.context_tokens)),  # llama.cpp divides -c among the slots
-        *("-np", str(options.slots)),
-        *("-t", str(options.threads)),
-        *("-tb", str(options.threads)),
-        *("-ngl", str(options.gpu_layers)),
-        *("--cache-ram", str(options.cache_mib)),  # the engine's own default is 8 GiB
-        *("--threads-http", str(HTTP_THREADS)),
-        *("-lv", "1"),
-        "--metrics",
-        "--no-ui",
-    ]
+    kind: str
+    tuned: Path
+    base: Path
+    artifacts: tuple[Artifact, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files that are read."""
+        return sum(artifact.bytes for artifact in self.artifacts)
 
 
-def llamacpp_environment(api_key: str, environ: Mapping[str, str]) -> dict[str, str]:
-    """What the engine's environment adds to `environ`: the key, which every user could read in an argument list."""
-    return {"LLAMA_API_KEY": api_key, "GOMP_SPINCOUNT": environ.get("GOMP_SPINCOUNT", OPENMP_SPINS)}
+@dataclass(frozen=True)
+class ServedModel:
+    """A model of an engine, which knows it by `names[0]`; requests may use every name. `id` is of the run or base."""
+
+    role: str
+    id: str
+    names: tuple[str, ...]
 
 
-def llamacpp_program() -> list[str]:
-    """TUNESHIP_LLAMA_SERVER, else a llama-server on the PATH, else the one inside the package xllamacpp."""
-    named = os.environ.get("TUNESHIP_LLAMA_SERVER") or shutil.which("llama-server")
-    return [named] if named else [sys.executable, "-m", "server.xllama"]
+@dataclass(frozen=True)
+class Probes:
+    """What an engine says about itself: its own names for work done and waiting, and where it tells its template."""
+
+    steps: re.Pattern[str]  # a counter that grows while the engine computes
+    running: str
+    waiting: str
+    generated: str
+    template_path: str = ""
 
 
-def cpu_threads() -> int:
-    """Processors that this process may use at once: the affinity mask, cut by the cgroup quota.
+@dataclass(frozen=True)
+class EnginePlan:
+    """One engine process that is to be."""
 
-    Threads above the quota are throttled and collapse throughput to a few tokens/s.
-    """
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, min(allowed, int(quota) // int(period)))
-    except (OSError, ValueError):  # no cgroup v2, or no limit ("max")
-        return allowed
+    models: tuple[ServedModel, ...]
+    port: int
+    api_key: str
+    argv: list[str]
+    environment: dict[str, str]
+    probes: Probes
+    start_limit_s: float
+    chat_template_sha256: str = ""
+
+    @property
+    def url(self) -> str:
+        """Where the engine listens, on this machine only."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def title(self) -> str:
+        """The roles that it plays."""
+        return "+".join(model.role for model in self.models)
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """Equal for two plans that would start the same process, apart from its port and key."""
+        return tuple(word for word in self.argv if word != str(self.port))
+
+
+class EngineKind(Protocol):
+    """An engine. `weights` are the kinds that it reads, its default first."""
+
+    name: str
+    weights: tuple[str, ...]
+
+    def plans(self, run: Run, base: Base, weights: Weights, options: EngineOptions) -> tuple[EnginePlan, ...]:
+        """The processes that serve run and base, the run's first."""
+
+
+def served_models(run: Run, base: Base) -> tuple[ServedModel, ServedModel]:
+    """Tuned and base, with every name that a request may use."""
+    return ServedModel("tuned", run.id, (run.id, "tuned")), ServedModel("base", base.id, ("base", base.id))
+
+
+def free_port() -> int:
+    """A loopback port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from typing import Any
 
-_TYPES = {401: "authentication_error", 500: "server_error", 502: "server_error", 503: "server_error"}
+_TYPES = {
+    401: "authentication_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    502: "server_error",
+    503: "server_error",
+}
+_TOO_LONG = re.compile("maximum context length")  # vLLM has no code for it
 
 
 class ApiError(Exception):
     """An answer with an HTTP status, for whoever asked."""
 
-    def __init__(self, status: int, message: str, code: str | None = None, param: str | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
         self.status, self.code, self.param = status, code, param
+        self._headers = dict(headers or {})
 
     def document(self) -> dict[str, Any]:
         """The body of the answer, and the last event of a stream that breaks off."""
@@ -22,7 +39,7 @@ class ApiError(Exception):
 
     def headers(self) -> dict[str, str]:
         """What belongs to the status."""
-        return {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}.get(self.status, {})
+        return {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}.get(self.status, {}) | self._headers
 
 
 def from_engine(status: int, body: bytes) -> ApiError:
@@ -34,4 +51,5 @@ def from_engine(status: int, body: bytes) -> ApiError:
         kind, message = error.get("type"), str(error["message"])
     except (ValueError, KeyError, TypeError, AttributeError):
         kind, message = None, "The engine refused the request without a reason."
-    return ApiError(status, message, "context_length_exceeded" if kind == "exceed_context_size_error" else None)
+    is_too_long = kind == "exceed_context_size_error" or _TOO_LONG.search(message)
+    return ApiError(400 if is_too_long else status, message, "context_length_exceeded" if is_too_long else None)

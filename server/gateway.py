@@ -1,4 +1,4 @@
-"""The public endpoint: checks what llama.cpp's server does not check, then passes bytes through.
+"""The public endpoint: checks what the engines do not check or refuse in their own ways, then passes bytes through.
 
 llama-server answers 200 to unknown models, reads any body, cuts its streams at SIGTERM, and serves one model a process.
 """
@@ -6,20 +6,23 @@ llama-server answers 200 to unknown models, reads any body, cuts its streams at 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import re
 import sys
 import time
 import traceback
 import uuid
-from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
 
 from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, web
 from aiohttp.typedefs import Handler
 
+from server.engine import ServedModel
 from server.errors import ApiError, from_engine
-from server.metrics import RequestCounts, labelled
+from server.keys import KeyRing
+from server.metrics import EngineState, RequestCounts, labelled
+from server.release import Release, Releases
 from server.supervise import Engine
 from server.validation import Limits, check_request, parse_body
 
@@ -35,13 +38,9 @@ OPEN = ("/health", "/ready", "/metrics")
 class Gateway:
     """Routes requests by model name to the engines."""
 
-    def __init__(
-        self, run_id: str, engines: list[Engine], keys: Mapping[str, str], limits: Limits, session: ClientSession
-    ) -> None:
-        self._run_id = run_id
-        self._limits = limits
-        self._engines = engines
-        self._by_name = {name: engine for engine in engines for name in engine.plan.names}
+    def __init__(self, releases: Releases, keys: KeyRing, session: ClientSession) -> None:
+        self._releases = releases
+        self._limits: Limits = releases.current.plan.limits  # the same options hold for every run
         self._keys = keys
         self._session = session
         self._counts = RequestCounts()
@@ -64,7 +63,7 @@ class Gateway:
         """Request id, key, error shape, counters, access log (never prompts)."""
         began, given = time.monotonic(), request.headers.get("x-request-id", "")
         request["id"] = given if REQUEST_ID.match(given) else uuid.uuid4().hex
-        request["model"], request["key"], status = "-", "-", CLIENT_GONE
+        request["model"], request["run"], request["key"], status = "-", "-", None, CLIENT_GONE
         try:
             response = await self._answered(request, handler)
             status = response.status
@@ -95,56 +94,54 @@ class Gateway:
             return
         if self.draining:
             raise ApiError(503, "The server is shutting down.")
-        if not self._keys:
+        if self._keys.is_empty:
             return
-        given = request.headers.get("Authorization", "").removeprefix("Bearer ").encode("utf-8", "surrogateescape")
-        # every key is compared, in constant time each, so that the time says nothing about the keys
-        named = [name for name, key in self._keys.items() if hmac.compare_digest(key.encode(), given)]
-        if not named:
+        request["key"] = self._keys.find(request.headers.get("Authorization", "").removeprefix("Bearer "))
+        if request["key"] is None:
             raise ApiError(401, "No valid API key: send it as 'Authorization: Bearer KEY'.", "invalid_api_key")
-        request["key"] = named[0]
 
     def _finished(self, request: web.Request, status: int, seconds: float) -> None:
-        self._counts.add(request["model"], status, seconds)
-        line = f"{request['id']} key={request['key']} {request.method} {request.path!r} model={request['model']}"
-        print(f"{line} {status} {seconds:.3f}s", file=sys.stderr, flush=True)
+        self._counts.add(request["model"], request["run"], status, seconds)
+        key = request["key"].name if request["key"] else "-"
+        line = f"{request['id']} key={key} {request.method} {request.path!r} model={request['model']}"
+        print(f"{line} run={request['run']} {status} {seconds:.3f}s", file=sys.stderr, flush=True)
 
     async def _health(self, _: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})
 
     async def _ready(self, _: web.Request) -> web.Response:
-        waiting = {engine.plan.role: engine.why_not_ready for engine in self._engines if not engine.is_ready}
-        if self.draining:
-            waiting["server"] = "shutting down"
-        status = {"status": "not ready", "why": waiting} if waiting else {"status": "ready", "run": self._run_id}
+        current, coming = self._releases.current, self._releases.coming
+        waiting = current.why_not_ready | ({"server": "shutting down"} if self.draining else {})
+        status = {"status": "not ready", "why": waiting} if waiting else {"status": "ready", "run": current.id}
+        if coming:
+            status["starting"] = coming.id
         return web.json_response(status, status=503 if waiting else 200)
 
     async def _models(self, _: web.Request) -> web.Response:
-        names = (self._run_id, "tuned", "base")
+        names = (self._releases.current.id, "tuned", "base")
         rows = [{"id": name, "object": "model", "created": self._started, "owned_by": "tuneship"} for name in names]
         return web.json_response({"object": "list", "data": rows})
 
     async def _metrics(self, _: web.Request) -> web.Response:
-        texts = []
-        for engine in self._engines:
-            headers = {"Authorization": f"Bearer {engine.plan.api_key}"}
-            try:
-                async with self._session.get(f"{engine.plan.url}/metrics", headers=headers) as reply:
-                    texts.append((engine.plan.role, await reply.text() if reply.status == 200 else ""))
-            except (ClientError, OSError, TimeoutError):
-                continue  # an engine that is down shows as tuneship_ready 0
-        ready = {engine.plan.role: (engine.is_ready, engine.restarts) for engine in self._engines}
-        text = labelled(texts, self._run_id) + self._counts.text(ready, self._run_id)
-        return web.Response(text=text, content_type="text/plain", charset="utf-8")
+        engines = self._releases.engines
+        texts = await asyncio.gather(*(engine.metrics() for engine in engines))
+        states = [EngineState.of(engine, text) for engine, text in zip(engines, texts, strict=True)]
+        own = self._counts.text(states, self._releases.switches)
+        return web.Response(text=labelled(states) + own, content_type="text/plain", charset="utf-8")
 
     async def _pass_on(self, request: web.Request) -> web.StreamResponse:
         body = parse_body(await _body(request))
-        engine = self._engine_for(body.get("model"))
-        request["model"] = engine.plan.role
+        release, key = self._releases.current, request["key"]
+        with release.answering(), self._keys.quota(key).spending() if key else nullcontext():
+            return await self._answer(request, body, release)
+
+    async def _answer(self, request: web.Request, body: dict[str, Any], release: Release) -> web.StreamResponse:
+        model, engine = _engine_for(body.get("model"), release)
+        request["model"], request["run"] = model.role, model.id
         check_request(body, self._limits, is_chat=request.path.endswith("/chat/completions"))
         headers = {"Authorization": f"Bearer {engine.plan.api_key}", "Content-Type": "application/json"}
         # what was checked is what the engine reads: written anew, so that no second reading of the bytes can differ
-        data = json.dumps(body).encode()
+        data = json.dumps(body | {"model": model.names[0]}).encode()
         try:
             async with self._session.post(
                 engine.plan.url + request.path, data=data, headers=headers, timeout=NO_LIMIT
@@ -154,11 +151,12 @@ class Gateway:
             why = engine.why_not_ready or type(error).__name__
             raise ApiError(503, f"The engine does not answer: {why}.") from None
 
-    def _engine_for(self, name: object) -> Engine:
-        engine = self._by_name.get("tuned" if name is None else name) if isinstance(name, str | None) else None
-        if engine is None:
-            raise ApiError(404, f"There is no model {name!r} here. /v1/models lists them.", "model_not_found", "model")
-        return engine
+
+def _engine_for(name: object, release: Release) -> tuple[ServedModel, Engine]:
+    found = release.find("tuned" if name is None else name) if isinstance(name, str | None) else None
+    if found is None:
+        raise ApiError(404, f"There is no model {name!r} here. /v1/models lists them.", "model_not_found", "model")
+    return found
 
 
 async def _body(request: web.Request) -> bytes:

@@ -2,70 +2,69 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from modelstore import Artifact, Manifest, Run, Store, UserError
-from server.engine import EngineOptions, llamacpp_argv, llamacpp_environment, llamacpp_program
+from modelstore import Artifact, Base, Run, Store, UserError
+from server.engine import EngineKind, EngineOptions, EnginePlan, Weights
 from server.validation import Limits
 
 
 @dataclass(frozen=True)
-class EnginePlan:
-    """One engine process. `names` are what a request may call its model."""
-
-    role: str
-    names: tuple[str, ...]
-    port: int
-    api_key: str
-    argv: list[str]
-    environment: dict[str, str]
-    chat_template_sha256: str = ""
-
-    @property
-    def url(self) -> str:
-        """Where the engine listens, on this machine only."""
-        return f"http://127.0.0.1:{self.port}"
-
-
-@dataclass(frozen=True)
 class ServePlan:
-    """The run, and one engine each for it and its base."""
+    """The run, and the engines for it and its base."""
 
     run: Run
+    base: Base
     engines: tuple[EnginePlan, ...]
     limits: Limits
 
 
-def plan_serving(store: Store, ref: str, quantization: str | None, options: EngineOptions) -> ServePlan:
+@dataclass(frozen=True)
+class Wish:
+    """What the operator asked for, the same for every run that is served one after the other."""
+
+    engine: EngineKind
+    options: EngineOptions
+    weights: str | None = None
+    quantization: str | None = None
+
+
+def plan_serving(store: Store, ref: str, wish: Wish) -> ServePlan:
     """Raises UserError for a run, base or file that is missing, or whose hash is not the manifest's."""
     run = store.run(ref)
-    wanted = quantization or run.manifest.serve.get("quantization")
-    tuned = run.artifact("gguf", wanted)
     base = store.base(str(run.manifest.base.get("id")))
-    original = base.artifact("gguf", tuned.quantization)
+    weights = find_weights(run, base, wish)
     with ThreadPoolExecutor() as pool:
-        list(pool.map(_check, (*run.manifest.artifacts, original)))  # of a base, which grows, only what is served
-    return ServePlan(
-        run,
-        (
-            _engine("tuned", (run.id, "tuned"), tuned, run.manifest, options),
-            _engine("base", ("base", base.id), original, base.manifest, options),
-        ),
-        Limits(options.context_tokens, options.slots),
-    )
+        list(pool.map(_check, dict.fromkeys((*run.manifest.artifacts, *weights.artifacts))))
+    engines = wish.engine.plans(run, base, weights, wish.options)
+    return ServePlan(run, base, engines, Limits(wish.options.context_tokens, wish.options.slots))
 
 
-def _engine(
-    role: str, names: tuple[str, ...], artifact: Artifact, manifest: Manifest, options: EngineOptions
-) -> EnginePlan:
-    port, key = _free_port(), secrets.token_urlsafe(24)
-    argv = llamacpp_argv(llamacpp_program(), artifact.path, names[0], port, options)
-    environment = llamacpp_environment(key, os.environ)
-    return EnginePlan(role, names, port, key, argv, environment, manifest.chat_template_sha256)
+def find_weights(run: Run, base: Base, wish: Wish) -> Weights:
+    """The files of run and base that the engine reads. Raises UserError that says what there is instead."""
+    kind = wish.weights or wish.engine.weights[0]
+    if kind not in wish.engine.weights:
+        raise UserError(f"--weights {kind} is nothing that {wish.engine.name} serves: {_WHY[wish.engine.name, kind]}")
+    if kind == "gguf":
+        tuned = run.artifact("gguf", wish.quantization or run.manifest.serve.get("quantization"))
+        original = base.artifact("gguf", tuned.quantization)
+        return Weights(kind, tuned.path, original.path, (tuned, original))
+    if wish.quantization:
+        raise UserError(f"--quantization chooses among GGUF files; {wish.engine.name} serves {kind} weights here.")
+    used = [
+        *(a for a in run.manifest.artifacts if a.kind == kind),
+        *(a for a in base.manifest.artifacts if a.kind == "hf"),
+    ]
+    return Weights(kind, run.folder(kind), base.folder("hf"), tuple(used))
+
+
+_WHY = {
+    ("llamacpp", "merged"): "it reads GGUF files. Take --engine vllm or leave --weights out.",
+    ("llamacpp", "adapter"): "after a change of adapter it reuses cached state of the other one and answers wrongly.",
+    ("vllm", "gguf"): "its GGUF reader is experimental and left its tree. Take --engine llamacpp or --weights merged.",
+}
 
 
 def _check(artifact: Artifact) -> None:
@@ -78,12 +77,6 @@ def _check(artifact: Artifact) -> None:
             f"{artifact.path} does not have the SHA-256 that its manifest states: it was damaged or changed after "
             "publishing. Restore the run or train again."
         )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def listen(host: str, port: int) -> socket.socket:

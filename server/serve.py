@@ -1,48 +1,74 @@
-"""Runs a plan: engines, gateway, graceful end."""
+"""Runs a plan: engines, gateway, the channel, graceful end."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from aiohttp import ClientSession, TCPConnector, web
 
+from modelstore import Store
+from server.engine import EnginePlan
+from server.follow import follow
 from server.gateway import Gateway
+from server.keys import KeyRing
 from server.plan import ServePlan
-from server.supervise import Engine, EngineFailed
+from server.release import Releases, until_ready
+from server.supervise import Engine
 
 
-async def serve(plan: ServePlan, listener: socket.socket, keys: Mapping[str, str], drain_s: float) -> None:
+@dataclass(frozen=True)
+class Followed:
+    """A channel whose changes the server follows, and how a run that it names is planned."""
+
+    store: Store
+    channel: str
+    plan_run: Callable[[str], ServePlan]
+
+
+async def serve(
+    plan: ServePlan, listener: socket.socket, keys: KeyRing, drain_s: float, followed: Followed | None = None
+) -> None:
     """Serve until SIGTERM or SIGINT; running streams get `drain_s` seconds to end.
 
-    Raises EngineFailed when an engine ends before it was ever ready.
+    Raises EngineFailed when an engine of the first run cannot start.
     """
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with ClientSession(connector=_connector(), auto_decompress=False) as session:
-        engines = [Engine(engine, session) for engine in plan.engines]
-        gateway = Gateway(plan.run.id, engines, keys, plan.limits, session)
+        releases = Releases(lambda entry: _started(entry, session), plan)
+        gateway = Gateway(releases, keys, session)
         runner = web.AppRunner(
             gateway.application(), handler_cancellation=True, access_log=None, shutdown_timeout=drain_s
         )
         await runner.setup()
         await web.SockSite(runner, listener).start()
-        for engine in engines:
-            engine.start()
-        told = asyncio.create_task(_tell_when_ready(plan, engines, listener))
-        failed = await _stopped_or_failed(stop, engines)
+        duties = [asyncio.create_task(_lead(releases, listener, followed)), asyncio.create_task(keys.follow_file())]
+        stopped = asyncio.create_task(stop.wait())
+        done, _ = await asyncio.wait({*duties, stopped}, return_when=asyncio.FIRST_COMPLETED)
         gateway.draining = True
-        if not failed:
+        if stopped in done:
             print(f"stopping: running requests have {drain_s:g} s", file=sys.stderr, flush=True)
+        for task in {*duties, stopped} - done:
+            task.cancel()
+        await asyncio.gather(*duties, return_exceptions=True)
         await runner.cleanup()  # stops listening, then waits for the running requests
-        told.cancel()
-        await asyncio.gather(*(engine.stop() for engine in engines))
-    if failed:
-        raise EngineFailed(f"the engine of '{failed.plan.role}' {failed.why_not_ready}; its last words stand above")
+        await releases.stop()
+    for task in done:
+        with contextlib.suppress(asyncio.CancelledError):
+            task.result()
+
+
+def _started(entry: EnginePlan, session: ClientSession) -> Engine:
+    engine = Engine(entry, session)
+    engine.start()
+    return engine
 
 
 def _connector() -> TCPConnector:
@@ -50,18 +76,12 @@ def _connector() -> TCPConnector:
     return TCPConnector(limit=0, force_close=True)
 
 
-async def _stopped_or_failed(stop: asyncio.Event, engines: list[Engine]) -> Engine | None:
-    """Returns at the signal, or with the first engine that cannot start."""
-    stopped = asyncio.create_task(stop.wait())
-    failures = {asyncio.create_task(engine.cannot_start.wait()): engine for engine in engines}
-    done, pending = await asyncio.wait({stopped, *failures}, return_when=asyncio.FIRST_COMPLETED)
-    for task in pending:
-        task.cancel()
-    return next((failures[task] for task in done if task in failures), None)
-
-
-async def _tell_when_ready(plan: ServePlan, engines: list[Engine], listener: socket.socket) -> None:
-    while not all(engine.is_ready for engine in engines):
-        await asyncio.sleep(0.05)
+async def _lead(releases: Releases, listener: socket.socket, followed: Followed | None) -> None:
+    """The first run, then those that the channel names. Never returns; raises EngineFailed."""
+    await until_ready(list(releases.current.engines))
     host, port = listener.getsockname()[:2]
-    print(f"ready: {plan.run.id} (also 'tuned') and 'base' on http://{host}:{port}/v1", file=sys.stderr, flush=True)
+    first = releases.current.id
+    print(f"ready: {first} (also 'tuned') and 'base' on http://{host}:{port}/v1", file=sys.stderr, flush=True)
+    if followed:
+        await follow(releases, followed.store, followed.channel, followed.plan_run)
+    await asyncio.Event().wait()

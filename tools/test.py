@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs every test suite in the environment that it belongs to, then prints coverage and one closing line with counts.
 
-usage: tools/test.py [SUITE …]        suites: modelstore trainer server clients data tools e2e
+usage: tools/test.py [SUITE …]        suites: modelstore trainer server clients data tools e2e containers
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ SUITES = {
     "server": "server",
     "clients": "clients",
     "e2e": "clients",
+    "containers": "clients",
 }
 OUTCOMES = ("passed", "failed", "skipped", "error")
 

@@ -66,7 +66,7 @@ def _overrides(data: Path | None, questions: Path | None) -> dict[str, Any]:
 
 def prepare_process() -> None:
     """Settings that torch and its OpenMP runtime read once, when they are loaded."""
-    from trainer.machine import cpu_threads
+    from modelstore.machine import cpu_threads
 
     os.environ.setdefault("OMP_NUM_THREADS", str(cpu_threads()))
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads on shared cores are ten times slower

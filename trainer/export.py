@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from modelstore import ArtifactSpec, Base, Store
-from trainer.gguf_files import BITS, convert, quantize
-from trainer.machine import cpu_threads
+from modelstore.machine import cpu_threads
+from trainer.gguf_files import BITS, convert, end_children, quantize
 from trainer.merge import merge_files
 
-SIDE_BY_SIDE_THREADS = 8  # from here on the base's files are made beside the run's
+SPARE_THREADS = 8  # from here on the base's files are made while the model trains
 QUANTIZER_THREADS = 4  # that one quantizer makes good use of
 
 Say = Callable[[str], None]
@@ -27,27 +31,30 @@ def needed_bytes(base: Base, quantizations: tuple[str, ...]) -> int:
     return int(sixteen_bit * (1 + 1 + 1 + 2 * quantized + 0.5)) + (64 << 20)
 
 
-def export(base: Base, store: Store, staging: Path, *, quantizations: tuple[str, ...], say: Say) -> list[ArtifactSpec]:
-    """Write all artifacts below `staging`, where adapter/ is already, and give the base the same quantizations."""
+def export(
+    base: Base, staging: Path, base_files: Callable[[], None], *, quantizations: tuple[str, ...], say: Say
+) -> list[ArtifactSpec]:
+    """Write all artifacts below `staging`, where adapter/ is; `base_files` returns when the base has its own."""
     for name in ("merged", "gguf"):
         shutil.rmtree(staging / name, ignore_errors=True)  # what an interrupted attempt left
     say("export: merged 16-bit weights")
     merge_files(base.folder("hf"), staging / "adapter", staging / "merged")
     say(f"export: GGUF {', '.join(quantizations)}")
-    with ThreadPoolExecutor() as pool:  # the work is done by child processes
-        of_base = pool.submit(_complete_base, base, store, quantizations, say)
-        if cpu_threads() < SIDE_BY_SIDE_THREADS:
-            of_base.result()
-        specs = make_gguf(staging / "merged", staging / "gguf", "tuned", quantizations)
-        of_base.result()
+    specs = make_gguf(staging / "merged", staging / "gguf", "tuned", quantizations, base.id)
+    base_files()
     return [ArtifactSpec("adapter", "adapter"), ArtifactSpec("merged", "merged"), *specs]
 
 
-def make_gguf(model_folder: Path, folder: Path, name: str, quantizations: tuple[str, ...]) -> list[ArtifactSpec]:
-    """Convert once to BF16, quantize each from that. The BF16 file stays only when it was asked for."""
+def make_gguf(
+    model_folder: Path, folder: Path, name: str, quantizations: tuple[str, ...], base_id: str
+) -> list[ArtifactSpec]:
+    """Convert once to BF16, quantize each from that. The BF16 file stays only when it was asked for.
+
+    The base's id becomes the model's name in the file: llama.cpp tells Phi-3's tokenizer by it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     sixteen_bit = folder / f"{name}-BF16.gguf"
-    convert(model_folder, sixteen_bit)
+    convert(model_folder, sixteen_bit, base_id)
     wanted = [each for each in quantizations if each != "BF16"]
     at_once = max(1, min(len(wanted), cpu_threads() // QUANTIZER_THREADS))
     with ThreadPoolExecutor(at_once) as pool:
@@ -58,15 +65,39 @@ def make_gguf(model_folder: Path, folder: Path, name: str, quantizations: tuple[
     return [ArtifactSpec("gguf", f"{folder.name}/{name}-{each}.gguf", each) for each in quantizations]
 
 
-def _complete_base(base: Base, store: Store, quantizations: tuple[str, ...], say: Say) -> None:
+@contextmanager
+def base_files(base: Base, store: Store, quantizations: tuple[str, ...], say: Say) -> Iterator[Callable[[], None]]:
+    """The same GGUF files of the base model, for a fair comparison. Yields a function that returns when they are there.
+
+    With processors to spare they are made while the model trains; leaving the block early ends that work.
+    """
     there = {artifact.quantization for artifact in base.manifest.artifacts if artifact.kind == "gguf"}
     missing = tuple(name for name in quantizations if name not in there)
     if not missing:
-        return
-    say(f"export: GGUF {', '.join(missing)} of the base model, for a fair comparison")
+        yield lambda: None
+    elif cpu_threads() < SPARE_THREADS:
+        yield lambda: _make_base_files(base, store, missing, say)
+    else:
+        with ThreadPoolExecutor(1, initializer=_stand_back) as pool:  # the work is done by child processes
+            made = pool.submit(_make_base_files, base, store, missing, say)
+            try:
+                yield made.result
+            except BaseException:
+                end_children()
+                raise
+
+
+def _stand_back() -> None:
+    """Child processes of this thread yield to the training."""
+    if sys.platform == "linux":  # where priorities are those of threads
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+
+
+def _make_base_files(base: Base, store: Store, missing: tuple[str, ...], say: Say) -> None:
+    say(f"export: GGUF {', '.join(missing)} of the base model")
     work = store.work(f"base-{base.id}")
     try:
-        specs = make_gguf(base.folder("hf"), work / "gguf", "base", missing)
+        specs = make_gguf(base.folder("hf"), work / "gguf", "base", missing, base.id)
         store.add_to_base(base.id, {spec.path: work / spec.path for spec in specs}, specs)
     finally:
         shutil.rmtree(work, ignore_errors=True)

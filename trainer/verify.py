@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from modelstore import ArtifactSpec, Base, Check
+from modelstore.machine import cpu_threads
 from trainer.agreement import Agreement, compare, compare_listed
 from trainer.gguf_files import child_environment, llamacpp_folder
 from trainer.gguf_weights import compare_gguf
-from trainer.machine import compute_device, cpu_threads
+from trainer.machine import compute_device
 from trainer.probes import MAX_ANSWER_TOKENS, Measured, Probe, measure
 from trainer.render import prompt_text
+from trainer.settings_check import changed_settings, differing_settings
 from trainer.weights import compare_weights
 
 PROBE_TEXTS = (
@@ -42,17 +44,22 @@ MERGED = Limits(top1=0.98, kl=0.02, same_answers=0.8)
 EIGHT_BITS_AND_MORE = Limits(top1=0.95, kl=0.05, same_answers=0.7)
 FEWER_BITS = Limits(top1=0.80, kl=0.6, same_answers=0.3)
 LARGEST_WEIGHT_ERROR = 0.01  # of the tensor's largest magnitude; bf16 rounds to 0.004
-CARRIED = (0.7, 1.3)  # share of the fine-tune's change of the weights that a GGUF file has
+CARRIED = 0.3  # from 1: the share of the fine-tune's change of the weights that a GGUF file has
+STANDARD_ERRORS = 4  # of that share, where the change is small against the rounding of the quantization
 LEAST_CHANGE = 0.001  # nats by which a fine-tune differs from its base
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The trained model with its adapter, and the base, measured before anything was exported."""
+    """The trained model with its adapter, and the base, measured before anything was exported.
+
+    `four_bits`: the base was in 4 bits while it was trained, so the merged 16-bit weights answer a little differently.
+    """
 
     probes: list[Probe]
     tuned: Measured
     base: Measured
+    four_bits: bool
 
     @property
     def answers(self) -> list[list[int]]:
@@ -65,12 +72,12 @@ class Reference:
         return [number for number, ids in enumerate(self.answers) if self.tuned.greedy[number] == ids]
 
 
-def measure_reference(model: Any, tokenizer: Any, probes: list[Probe]) -> Reference:
+def measure_reference(model: Any, tokenizer: Any, probes: list[Probe], *, four_bits: bool = False) -> Reference:
     """`model` is the PeftModel as trained."""
     tuned = measure(model, tokenizer, probes)
     with model.disable_adapter():
         base = measure(model, tokenizer, probes)
-    return Reference(probes, tuned, base)
+    return Reference(probes, tuned, base, four_bits)
 
 
 def verify(
@@ -85,13 +92,14 @@ def verify(
     checks = [_differs_from_base(reference)]
     say("verify: merged weights against base + adapter")
     checks.append(_exact_weights(base.folder("hf"), folder))
+    checks.append(_same_settings(base.folder("hf"), folder / "merged"))
     merged = _measure_folder(folder / "merged", tokenizer, reference.probes)
-    found = compare(reference.tuned.logprobs, merged.logprobs, reference.answers)
-    checks.append(_agreement("merged", found, MERGED, reference, merged.greedy))
+    checks.append(_check_merged(merged, reference))
     for spec in artifacts:
         if spec.kind == "gguf":
             say(f"verify: {spec.path} in llama.cpp")
             checks.append(_holds_weights(folder / spec.path, base.folder("hf"), folder / "merged"))
+            checks.append(_holds_settings(folder / spec.path, folder / "merged"))
             checks += _check_gguf(folder / spec.path, spec.quantization or "", tokenizer, reference, merged)
     return checks
 
@@ -118,6 +126,26 @@ def _exact_weights(base: Path, folder: Path) -> Check:
     return Check("merged weights are base + adapter", passed, figures, limit)
 
 
+def _same_settings(base: Path, merged: Path) -> Check:
+    changed = changed_settings(base, merged)
+    figures: dict[str, float | int | str] = {"changed": len(changed)}
+    if changed:
+        figures["where"] = ", ".join(changed)
+    return Check("merged has the base model's settings", not changed, figures, "config.json as the base's")
+
+
+def _holds_settings(gguf: Path, merged: Path) -> Check:
+    name, limit = f"{gguf.name} has the model's settings", "rotary base, heads, norms and lengths as in config.json"
+    try:
+        different, compared = differing_settings(gguf, merged)
+    except (ValueError, KeyError, IndexError) as error:
+        return Check(name, False, {"error": repr(error)[:300]}, limit)
+    figures: dict[str, float | int | str] = {"compared": compared, "different": len(different)}
+    if different:
+        figures["where"] = "; ".join(different)
+    return Check(name, not different, figures, limit)
+
+
 def _measure_folder(folder: Path, tokenizer: Any, probes: Sequence[Probe]) -> Measured:
     from transformers import AutoModelForCausalLM
 
@@ -125,6 +153,14 @@ def _measure_folder(folder: Path, tokenizer: Any, probes: Sequence[Probe]) -> Me
         folder, dtype="auto", use_safetensors=True, device_map=compute_device()
     )
     return measure(model, tokenizer, probes)
+
+
+def _check_merged(merged: Measured, reference: Reference) -> Check:
+    sizes = {"vocabulary": merged.logprobs[0].shape[-1], "trained_vocabulary": reference.tuned.logprobs[0].shape[-1]}
+    if len(set(sizes.values())) > 1:
+        return Check("merged is the fine-tune", False, {**sizes}, "the same vocabulary")
+    found = compare(reference.tuned.logprobs, merged.logprobs, reference.answers)
+    return _agreement("merged", found, FEWER_BITS if reference.four_bits else MERGED, reference, merged.greedy)
 
 
 def _agreement(
@@ -141,19 +177,20 @@ def _agreement(
 
 
 def _holds_weights(gguf: Path, base: Path, merged: Path) -> Check:
-    name, limit = f"{gguf.name} holds the merged weights", f"worst_error <= 1, carried {CARRIED[0]} to {CARRIED[1]}"
+    name, limit = f"{gguf.name} holds the merged weights", f"worst_error <= 1, carried 1 +- {CARRIED}"
     try:
         found = compare_gguf(gguf, base, merged)
     except (ValueError, KeyError, IndexError, StopIteration) as error:
         return Check(name, False, {"error": repr(error)[:300]}, limit)
     figures: dict[str, float | int | str] = {"worst_error": found.worst, "tensors": found.tensors}
     if found.carried is not None:
-        figures["carried"] = found.carried
+        figures |= {"carried": found.carried, "carried_error": found.carried_error}
     if found.unknown:
         figures["unknown_tensors"] = found.unknown
     if found.worst > 1:
         figures["where"] = found.worst_tensor
-    carried = found.carried is None or CARRIED[0] <= found.carried <= CARRIED[1]
+    within = max(CARRIED, STANDARD_ERRORS * found.carried_error)
+    carried = found.carried is None or abs(found.carried - 1) <= within
     return Check(name, found.worst <= 1 and carried and not found.unknown, figures, limit)
 
 

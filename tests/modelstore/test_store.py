@@ -48,7 +48,7 @@ def test_a_published_run_is_found_by_id_beginning_and_channel(store: Store) -> N
     assert run.folder("merged") == run.path / "merged"
     assert run.manifest.verification[0].figures == {"x": 1}
     store.check(run)
-    assert store.rollback().id == "20260101-0000-a"
+    assert store.rollback().run == "20260101-0000-a"
     assert (store.channel("current"), store.channel("previous")) == ("20260101-0000-a", "20260102-0000-b")
 
 

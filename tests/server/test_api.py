@@ -12,7 +12,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.server.conftest import RUN_ID, Served
+from tests.server.conftest import BASE_ID, RUN_ID, Served
 
 QUESTION: Any = [{"role": "user", "content": "Name three colours."}]
 
@@ -184,9 +184,11 @@ def metrics(served: Served) -> str:
 def test_metrics_of_both_engines_and_the_gateway(served: Served, client: openai.OpenAI) -> None:
     ask(client, max_tokens=1)
     text = metrics(served)
-    for model in ("tuned", "base"):
-        assert f'llamacpp:tokens_predicted_total{{model="{model}",run="{RUN_ID}"}}' in text
-        assert f'tuneship_ready{{model="{model}",run="{RUN_ID}"}} 1' in text
+    for model, served_id in (("tuned", RUN_ID), ("base", BASE_ID)):
+        labels = f'{{model="{model}",run="{served_id}"}}'
+        assert f"llamacpp:tokens_predicted_total{labels}" in text
+        assert f"tuneship_generated_tokens_total{labels}" in text
+        assert f"tuneship_ready{labels} 1" in text
     assert f'tuneship_requests_total{{model="tuned",run="{RUN_ID}",code="200"}}' in text
     assert text.count("# TYPE llamacpp:tokens_predicted_total counter") == 1
 
@@ -194,5 +196,5 @@ def test_metrics_of_both_engines_and_the_gateway(served: Served, client: openai.
 def test_the_log_has_requests_but_no_prompts(served: Served, client: openai.OpenAI) -> None:
     ask(client, messages=[{"role": "user", "content": "xyzzy-secret"}])
     post(f"{served.url}/v1/chat/completions", b'{"messages":[{"role":"user","content":"xyzzy-secret \\ud800"}]}')
-    assert "POST '/v1/chat/completions' model=tuned 200" in served.log
+    assert f"POST '/v1/chat/completions' model=tuned run={RUN_ID} 200" in served.log
     assert "xyzzy" not in served.log

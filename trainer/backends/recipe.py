@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modelstore import UserError
 from trainer.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -69,6 +72,11 @@ def sft_config(config: TrainConfig, checkpoints: Path, *, evaluates: bool, **sta
     from trl import SFTConfig
 
     training, cuda = config.training, torch.cuda.is_available()
+    if training.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise UserError(
+            "training.tensorboard = true, and the package tensorboard is not in this environment: "
+            f"{sys.executable} -m pip install tensorboard"
+        )
     bf16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     settings: dict[str, Any] = {
         "output_dir": str(checkpoints),

@@ -18,6 +18,7 @@ from trainer.targets import lora_targets
 if TYPE_CHECKING:
     from trainer.prepare import Prepared
 
+FILLED = 0.95  # share of the full length from which on rows count as filling it
 RECOMPUTE: dict[str, bool | str] = {"off": False, "on": True, "unsloth": "unsloth"}
 
 
@@ -37,7 +38,9 @@ class UnslothBackend:
         model = _with_adapter(config, _load(config, base), base.folder("hf"))
         return seeded_trainer()(
             model=model,
-            args=sft_config(config, checkpoints, evaluates=bool(prepared.held_out), padding_free=_padding_free(config)),
+            args=sft_config(
+                config, checkpoints, evaluates=bool(prepared.held_out), padding_free=_padding_free(config, prepared)
+            ),
             processing_class=tokenizer,
             train_dataset=dataset(prepared.train),
             eval_dataset=dataset(prepared.held_out) if prepared.held_out else None,
@@ -86,6 +89,12 @@ def _with_adapter(config: TrainConfig, model: Any, folder: Path) -> Any:
     )
 
 
-def _padding_free(config: TrainConfig) -> bool | None:
-    """None leaves the choice to Unsloth."""
-    return {"auto": None, "padded": False, "padding_free": True}[config.training.batches]
+def _padding_free(config: TrainConfig, prepared: Prepared) -> bool | None:
+    """False where rows fill the length: the padded path compiles whole blocks. Otherwise None, which leaves
+    the choice to Unsloth: padding-free where the model can.
+    """
+    if config.training.batches != "auto":
+        return config.training.batches == "padding_free"
+    lengths = [len(example.input_ids) for example in prepared.train]
+    filled = sum(lengths) / (len(lengths) * config.model.max_length_tokens)
+    return False if filled >= FILLED and not config.training.packing else None

@@ -1,0 +1,158 @@
+"""vLLM as an engine: merged 16-bit weights in two processes, or one process with the base and an adapter."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import secrets
+import sys
+from pathlib import Path
+
+from modelstore import Base, Manifest, Run, UserError
+from server.engine import EngineOptions, EnginePlan, Probes, ServedModel, Weights, free_port, served_models
+from server.template import is_template
+
+ROOT = Path(__file__).resolve().parent.parent
+START_S, READ_BYTES_PER_S = 420.0, 25e6  # it compiles for minutes on a GPU
+SHUTDOWN_S = 10  # without a limit SIGTERM can hang for two minutes
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values that vLLM takes for --max-lora-rank
+PROBES = Probes(
+    steps=re.compile(r"^vllm:iteration_tokens_total_count\{[^}]*\} (\d+)", re.MULTILINE),
+    running="vllm:num_requests_running",
+    waiting="vllm:num_requests_waiting",
+    generated="vllm:generation_tokens_total",
+)
+
+
+class Vllm:
+    """Merged weights by default; an adapter on the base so that both share one process."""
+
+    name = "vllm"
+    weights: tuple[str, ...] = ("merged", "adapter")
+
+    def plans(self, run: Run, base: Base, weights: Weights, options: EngineOptions) -> tuple[EnginePlan, ...]:
+        """One process each, or one for both when the weights are an adapter."""
+        tuned, original = served_models(run, base)
+        if weights.kind == "adapter":
+            lora = ["--enable-lora", "--max-loras", "1", "--max-lora-rank", str(_rank(weights.tuned))]
+            lora += ["--lora-modules", json.dumps({"name": run.id, "path": str(weights.tuned)})]
+            return (_plan((tuned, original), weights, weights.base, base.manifest, options, original, lora),)
+        return (
+            _plan((tuned,), weights, weights.tuned, run.manifest, options, tuned),
+            _plan((original,), weights, weights.base, base.manifest, options, original),
+        )
+
+
+def _plan(
+    models: tuple[ServedModel, ...],
+    weights: Weights,
+    path: Path,
+    manifest: Manifest,
+    options: EngineOptions,
+    named: ServedModel,
+    extra: list[str] | None = None,
+) -> EnginePlan:
+    port, key = free_port(), secrets.token_urlsafe(24)
+    template = path / "chat_template.jinja"
+    _check_template(template, manifest)
+    argv = vllm_argv(vllm_program(), path, named.names[0], port, options, template if template.is_file() else None)
+    limit_s = START_S + weights.bytes / READ_BYTES_PER_S
+    return EnginePlan(models, port, key, [*argv, *(extra or [])], vllm_environment(key, options), PROBES, limit_s)
+
+
+def vllm_argv(
+    program: list[str], weights: Path, name: str, port: int, options: EngineOptions, template: Path | None
+) -> list[str]:
+    """The command that serves `weights` as the model `name` on a loopback port. Pure."""
+    argv = [
+        *program,
+        *("--model", str(weights)),
+        *("--served-model-name", name),
+        *("--host", "127.0.0.1"),
+        *("--port", str(port)),
+        *("--max-model-len", str(options.context_tokens)),
+        *("--max-num-seqs", str(options.slots)),
+        *("--generation-config", "vllm"),  # sampling as the request says, not as a file beside the weights
+        *("--shutdown-timeout", str(SHUTDOWN_S)),
+        "--disable-uvicorn-access-log",
+    ]
+    if options.gpu_share:
+        argv += ["--gpu-memory-utilization", f"{options.gpu_share:.2f}"]
+    else:
+        argv.append("--enforce-eager")  # compiling for a CPU takes longer than most uses of it
+    if template:
+        argv += ["--chat-template", str(template)]
+        if parser := _tool_parser(template.read_text(encoding="utf-8")):
+            argv += ["--enable-auto-tool-choice", "--tool-call-parser", parser]
+    return argv
+
+
+def vllm_environment(api_key: str, options: EngineOptions) -> dict[str, str]:
+    """Key, no network, no usage reports, warnings only, threads within the quota."""
+    environment = {
+        "VLLM_API_KEY": api_key,
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+    }
+    if not options.gpu_share:
+        environment |= {
+            "VLLM_CPU_KVCACHE_SPACE": str(options.kv_cache_gib),
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # two engines bound to the same processors would take turns
+            "OMP_NUM_THREADS": str(options.threads),
+        }
+    return environment
+
+
+def vllm_python() -> str | None:
+    """TUNESHIP_VLLM_PYTHON, else the environment .venv/vllm, else this interpreter; None where vLLM is nowhere."""
+    if named := os.environ.get("TUNESHIP_VLLM_PYTHON"):
+        return named
+    own = ROOT / ".venv" / "vllm" / "bin" / "python"
+    if own.exists():
+        return str(own)
+    return sys.executable if importlib.util.find_spec("vllm") else None
+
+
+def vllm_program() -> list[str]:
+    """vLLM's OpenAI server as a module: the CPU package's own command lacks the metadata that it looks for."""
+    python = vllm_python()
+    if python is None:
+        raise UserError(
+            "vLLM is not installed. `python3 tools/envs.py vllm` makes .venv/vllm with its CPU build (3 GB); on a GPU "
+            "machine install vllm and set TUNESHIP_VLLM_PYTHON to that environment's python. Or take --engine llamacpp."
+        )
+    return [python, "-m", "vllm.entrypoints.openai.api_server"]
+
+
+def _rank(adapter: Path) -> int:
+    try:
+        rank = int(json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["r"])
+        return next(allowed for allowed in RANKS if rank <= allowed)
+    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
+        raise UserError(
+            f"{adapter / 'adapter_config.json'} names no LoRA rank up to {RANKS[-1]} ({type(error).__name__}). "
+            "Serve the merged weights: --weights merged."
+        ) from None
+
+
+def _check_template(template: Path, manifest: Manifest) -> None:
+    """vLLM does not tell its template, so the file that it gets is compared."""
+    if not manifest.chat_template_sha256 or not template.is_file():
+        return
+    if not is_template(template.read_text(encoding="utf-8"), manifest.chat_template_sha256):
+        raise UserError(
+            f"{template} is another chat template than the one that {manifest.id} was trained with "
+            f"({hashlib.sha256(template.read_bytes()).hexdigest()[:12]}…). Restore the run or train again."
+        )
+
+
+def _tool_parser(template: str) -> str:
+    """vLLM reads tool calls with a parser for each family; empty for templates that know no tools."""
+    if "<tool_call>" in template:
+        return "hermes"
+    return "llama3_json" if "<|python_tag|>" in template else ""

@@ -1,0 +1,182 @@
+"""Phi-3-mini's architecture: the article's recipe at full length against the plain stack, and a complete export."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+LENGTH = 2048
+# the article's own figures, on an RTX 4090 with real weights
+ARTICLE = {
+    "peak_memory_gb": 11.4,
+    "peak_memory_without_unsloth_gb": 22.0,
+    "load_memory_4bit_gb": 4.1,
+    "load_memory_16bit_gb": 18.2,
+    "memory_without_checkpointing_gb": 14.8,
+    "memory_with_checkpointing_gb": 9.2,
+    "seconds_of_200_steps": 18 * 60 + 23,
+}
+PLAIN_STEPS = 15
+GOALS = {"speedup": 2.4, "memory_share": 0.45, "loss_difference": 0.01, "steps_s": 240, "export_s": 240}
+
+
+def plain(wish: argparse.Namespace) -> dict[str, Any]:
+    """The stack that a user would write by hand, on the same rows."""
+    folder, rows = _model(wish), _rows(wish)
+    out = wish.work / "plain.json"
+    argv = [sys.executable, "-m", "benchmarks.train_gpu", "--model", str(folder), "--out", str(out)]
+    argv += ["--variants", "plain", "--steps", str(PLAIN_STEPS), "--data", str(rows), "--work", str(wish.work / "b")]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
+    found = json.loads(out.read_text())["results"][0]
+    return {"result": found, "checks": {"plain stack trains": done.returncode == 0}, "error": found.get("error")}
+
+
+def phi3(wish: argparse.Namespace) -> dict[str, Any]:
+    """The kit's whole pipeline."""
+    base, rows, store = _model(wish), _rows(wish), wish.work / "phi3-store"
+    config = preset(
+        "phi3-mini",
+        wish.work / "phi3.toml",
+        base=f'"{base}"',
+        path=f'"{rows}"',
+        questions=None,
+        max_steps=str(wish.phi3_steps),
+        logging_steps="1",
+        quantizations='["Q4_K_M"]',
+    )
+    said = train(config, store, wish.work / "phi3.log", lambda line: _watch(line, wish.phi3_nearly_trained))
+    manifest = _manifest(store, wish.work / "phi3.log")
+    log = [json.loads(line) for line in (Path(manifest["path"]) / "training.jsonl").read_text().splitlines()]
+    training, seconds = manifest["training"], _step_seconds(log, manifest["training"]["tokens_per_step"])
+    step_s = statistics.median(seconds[5:])
+    stages = _stages(said)
+    ours = {
+        "seconds_per_step": round(step_s, 4),
+        "tokens_per_s": round(training["tokens_per_step"] / step_s, 1),
+        "seconds_of_all_steps": round(sum(seconds), 1),
+        "slowest_step_s": round(max(seconds), 1),
+        "steps": training["steps"],
+        "peak_reserved_gib": round(training["peak_memory_bytes"] / 2**30, 3),
+        "first_losses": [line["loss"] for line in log[:PLAIN_STEPS]],
+    }
+    export_s = round(stages["end"] - stages["export: merged"], 1)
+    result = {"result": ours, "stages_s": stages, "export_and_verify_s": export_s, "article": ARTICLE}
+    result |= {"verification": manifest["verification"], "artifacts": manifest["artifacts"], "goals": GOALS}
+    return {**result, **_compared(ours, export_s, wish)}
+
+
+def _compared(ours: dict[str, Any], export_s: float, wish: argparse.Namespace) -> dict[str, Any]:
+    checks = {
+        "phi3 is published and verified": True,
+        "phi3: 200 steps in 4 minutes": ours["seconds_of_all_steps"] * 200 / ours["steps"] < GOALS["steps_s"],
+        "phi3: export and verification in 4 minutes": export_s < GOALS["export_s"],
+    }
+    path = wish.out / "gpu-plain.json"
+    theirs = json.loads(path.read_text()).get("result", {}) if path.exists() else {}
+    if "tokens_per_s" not in theirs:
+        return {"checks": checks}
+    pairs = list(zip(ours["first_losses"], theirs["losses"], strict=False))
+    ratios = {
+        "speedup": round(ours["tokens_per_s"] / theirs["tokens_per_s"], 3),
+        "memory_share": round(ours["peak_reserved_gib"] / theirs["peak_reserved_gib"], 3),
+        "largest_loss_difference": round(max(abs(a - b) for a, b in pairs), 4),
+    }
+    checks |= {
+        "phi3: 2.4 times the plain stack": ratios["speedup"] >= GOALS["speedup"],
+        "phi3: at most 0.45 of its memory": ratios["memory_share"] <= GOALS["memory_share"],
+        "phi3: losses within 1e-2": ratios["largest_loss_difference"] <= GOALS["loss_difference"],
+    }
+    return {"against_plain": ratios, "checks": checks}
+
+
+def preset(name: str, target: Path, **values: str | None) -> Path:
+    """A preset of configs/ with some keys replaced (None removes one), written to `target`."""
+    text = (ROOT / "configs" / f"{name}.toml").read_text()
+    for key, value in values.items():
+        line = "" if value is None else f"{key} = {value}"
+        text, count = re.subn(rf"^{key} = .*$", line.replace("\\", r"\\"), text, flags=re.MULTILINE)
+        if not count:
+            raise ValueError(f"{name}.toml has no line for {key}")
+    target.write_text(text)
+    return target
+
+
+def train(config: Path, store: Path, log: Path, on_line: Any = None) -> list[tuple[float, str]]:
+    """`trainer train` to its end; lines with the seconds since the start at which they came."""
+    argv = [sys.executable, "-m", "trainer", "train", "--config", str(config), "--store", str(store)]
+    started, lines = time.monotonic(), []
+    with (
+        log.open("w") as copy,
+        subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as child,
+    ):
+        assert child.stdout is not None
+        for line in child.stdout:
+            at, line = time.monotonic() - started, re.sub(r"^\[ *\d+ s\] ", "", line)  # noqa: PLW2901
+            lines.append((at, line.rstrip()))
+            copy.write(f"{at:7.1f} {line}")
+            copy.flush()
+            if on_line:
+                on_line(line)
+    if child.returncode:
+        raise RuntimeError("".join(f"{line}\n" for _, line in lines[-25:]))
+    return [*lines, (time.monotonic() - started, "end")]
+
+
+def _watch(line: str, nearly_trained: threading.Event) -> None:
+    """The next stage may start to import when four fifths of the steps are done: it needs the GPU 40 s later."""
+    if found := re.match(r"step (\d+)/(\d+)", line):
+        done, total = int(found[1]), int(found[2])
+        if done >= 0.8 * total:
+            nearly_trained.set()
+
+
+def _stages(said: list[tuple[float, str]]) -> dict[str, float]:
+    names = ("data:", "backend:", "base:", "prepared:", "training:", "export: merged", "export: GGUF", "verify: merged")
+    found = {
+        name: round(at, 1) for name in names for at, line in said if line.startswith(name) and "of the base" not in line
+    }
+    return {**found, "end": round(said[-1][0], 1)}
+
+
+def _manifest(store: Path, log: Path) -> dict[str, Any]:
+    paths = sorted((store / "runs").glob("*/manifest.json"))
+    if not paths:
+        raise RuntimeError(log.read_text()[-2000:])
+    return {**json.loads(paths[-1].read_text()), "path": str(paths[-1].parent)}
+
+
+def _step_seconds(log: list[dict[str, Any]], step_tokens: float) -> list[float]:
+    """Seconds of every step, from the running average that the log has."""
+    elapsed = [line["step"] * step_tokens / line["tokens_per_s"] for line in log if line.get("tokens_per_s")]
+    return [after - before for before, after in zip([0.0, *elapsed[:-1]], elapsed, strict=True)]
+
+
+def _model(wish: argparse.Namespace) -> Path:
+    folder: Path = wish.work / "phi3"
+    if not (folder / "config.json").exists():
+        argv = [sys.executable, "-m", "benchmarks.phi3_random", str(folder), "--tokenizer", str(wish.phi3_tokenizer)]
+        subprocess.run([*argv, "--layers", str(wish.layers)], cwd=ROOT, check=True, capture_output=True)
+    return folder
+
+
+def _rows(wish: argparse.Namespace) -> Path:
+    """Questions whose answers fill the length: 8 rows a step, every one cut at 2048 tokens."""
+    path: Path = wish.work / "rows.jsonl"
+    if not path.exists():
+        rng = random.Random(3407)
+        words = sorted(set(re.findall(r"[a-z]{3,9}", (ROOT / "data/handbook-en/train.jsonl").read_text())))
+        with path.open("w") as file:
+            for number in range(8 * max(wish.phi3_steps, PLAIN_STEPS)):
+                answer = " ".join(rng.choices(words, k=LENGTH))
+                file.write(json.dumps({"question": f"What is in list {number}?", "answer": answer}) + "\n")
+    return path

@@ -1,0 +1,94 @@
+"""The GPU suite: from rows to a published run and a served answer, on a real NVIDIA GPU, with one JSON of results each.
+
+usage: python -m tests.gpu.run --phi3-tokenizer FOLDER [--out FOLDER] [--stages plain,phi3,smollm2] [--work FOLDER]
+
+plain    the plain stack (transformers, bitsandbytes, peft, trl) on the rows of the stage phi3, to compare with
+phi3     Phi-3-mini's architecture with random weights and the real vocabulary: the preset's 200 steps on rows that fill
+         2048 tokens, then merge, GGUF, verification, publication; memory, speed and export times
+smollm2  SmolLM2-135M with real weights: the demo's config through Unsloth, served, evaluated; and a run that is
+         interrupted and resumed. It starts to import when phi3 has nearly trained: nothing disturbs the timing.
+
+TUNESHIP_LLAMACPP names a llama.cpp folder built for the GPU. Prints one closing line with counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.gpu.phi3 import phi3, plain
+from tests.gpu.smollm2 import smollm2
+
+Result = dict[str, Any]
+STAGES: dict[str, Callable[[argparse.Namespace], Result]] = {"plain": plain, "phi3": phi3, "smollm2": smollm2}
+
+
+def run_stage(name: str, wish: argparse.Namespace) -> Result:
+    """One stage; what goes wrong is a failed check with its reason, so that the other stages still run."""
+    started = time.monotonic()
+    try:
+        found = STAGES[name](wish)
+    except Exception as error:  # every stage reports
+        found = {"checks": {f"{name} runs": False}, "error": f"{type(error).__name__}: {error}"[-3000:]}
+    found |= {"stage": name, "seconds": round(time.monotonic() - started, 1), **about()}
+    (wish.out / f"gpu-{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def about() -> Result:
+    """Date, command, hardware and versions, asked of a child so that this process holds no GPU memory."""
+    code = "import json; from trainer.machine import *; print(json.dumps([hardware(), package_versions()]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    hardware, packages = json.loads(done.stdout.splitlines()[-1])
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"date": date, "command": " ".join(["python -m tests.gpu.run", *sys.argv[1:]])} | {
+        "hardware": hardware,
+        "packages": packages,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--phi3-tokenizer", type=Path, help="a folder with Phi-3's tokenizer files")
+    parser.add_argument("--stages", default="plain,phi3,smollm2")
+    parser.add_argument("--work", type=Path, default=Path("/tmp/tuneship-gpu"))
+    parser.add_argument("--phi3-steps", type=int, default=200)
+    parser.add_argument("--layers", type=int, default=32)
+    wish = parser.parse_args()
+    os.environ["UNSLOTH_DISABLE_STATISTICS"] = os.environ["HF_HUB_OFFLINE"] = "1"
+    wish.out.mkdir(parents=True, exist_ok=True)
+    wish.work.mkdir(parents=True, exist_ok=True)
+    wish.phi3_nearly_trained, names = threading.Event(), wish.stages.split(",")
+    if "phi3" not in names:
+        wish.phi3_nearly_trained.set()
+    beside = threading.Thread(target=lambda: results.append(run_stage("smollm2", wish)))
+    results: list[Result] = []
+    if "plain" in names:
+        results.append(run_stage("plain", wish))
+    if "smollm2" in names:
+        beside.start()
+    if "phi3" in names:
+        results.append(run_stage("phi3", wish))
+        wish.phi3_nearly_trained.set()
+    if "smollm2" in names:
+        beside.join()
+    checks = {check: passed for result in results for check, passed in result["checks"].items()}
+    for check, passed in checks.items():
+        print(f"{'ok' if passed else 'FAILED':6} {check}")
+    failed = sum(not passed for passed in checks.values())
+    print(f"\n{len(checks) - failed} passed, {failed} failed")
+    return 1 if failed or not checks else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
