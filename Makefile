@@ -9,18 +9,20 @@ HOST    ?= 127.0.0.1
 PORT    ?= 8000
 URL     ?= http://127.0.0.1:$(PORT)/v1
 ARGS    ?=
+TO      ?= tuneship-bundle
+RUNTIME ?= auto
+ACCELERATOR ?= auto
+export RUNTIME ACCELERATOR
 
-trainer := .venv/trainer/bin/python -m trainer
-server  := .venv/server/bin/python -m server
-clients := .venv/clients/bin/python -m clients
+run     := $(PYTHON) tools/runtime.py
 store   := $(PYTHON) -m modelstore --store $(STORE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train serve eval bench report chat runs promote rollback prune check test test-gpu clean
+.PHONY: help setup demo train serve eval bench report chat logs ps down runs promote rollback prune bundle load check test test-gpu clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  variables: DATA CONFIG QUESTIONS STORE RUN HOST PORT URL PYTHON, and ARGS for any further option"
+	@echo "  variables: DATA CONFIG QUESTIONS STORE RUN TO HOST PORT URL PYTHON RUNTIME ACCELERATOR, and ARGS for any further option"
 
 setup: ## make or refresh the environments below .venv/
 	@$(PYTHON) tools/envs.py
@@ -29,28 +31,31 @@ demo: ## the whole job on this machine: train, verify, serve, evaluate, report
 	@$(PYTHON) tools/demo.py --store $(STORE)
 
 train: ## fine-tune on DATA=my.jsonl with CONFIG=configs/demo.toml; resumes by itself
-	@$(PYTHON) tools/envs.py trainer
-	@$(trainer) train --config $(CONFIG) --store $(STORE) $(if $(DATA),--data $(DATA)) $(ARGS)
+	@$(run) train --config $(CONFIG) --store $(STORE) $(if $(DATA),--data $(DATA)) $(ARGS)
 
 serve: ## serve RUN=current and its base model on HOST:PORT
-	@$(PYTHON) tools/envs.py server
-	@$(server) serve $(RUN) --store $(STORE) --host $(HOST) --port $(PORT) $(ARGS)
+	@$(run) serve $(RUN) --store $(STORE) --host $(HOST) --port $(PORT) $(ARGS)
 
 eval: ## ask the server at URL the QUESTIONS, base against tuned
-	@$(PYTHON) tools/envs.py clients
-	@$(clients) eval --url $(URL) --questions $(QUESTIONS) --store $(STORE) $(ARGS)
+	@$(run) eval --url $(URL) --questions $(QUESTIONS) --store $(STORE) $(ARGS)
 
 bench: ## measure latency and throughput of the server at URL
-	@$(PYTHON) tools/envs.py clients
-	@$(clients) bench --url $(URL) $(ARGS)
+	@$(run) bench --url $(URL) --store $(STORE) $(ARGS)
 
 report: ## write the report of RUN's newest evaluation again
-	@$(PYTHON) tools/envs.py clients
-	@$(clients) report $(RUN) --store $(STORE) $(ARGS)
+	@$(run) report $(RUN) --store $(STORE) $(ARGS)
 
 chat: ## talk to the server at URL
-	@$(PYTHON) tools/envs.py clients
-	@$(clients) chat --url $(URL) $(ARGS)
+	@$(run) chat --url $(URL) $(ARGS)
+
+logs: ## follow what the containers say
+	@$(run) logs $(ARGS)
+
+ps: ## the containers and their health
+	@$(run) ps $(ARGS)
+
+down: ## end the containers; the store stays
+	@$(run) down $(ARGS)
 
 runs: ## what is in the store
 	@$(store) runs $(ARGS)
@@ -63,6 +68,12 @@ rollback: ## let the channel `current` name the run before
 
 prune: ## delete the runs that no channel names
 	@$(store) prune $(ARGS)
+
+bundle: ## pack images, RUN, data and checksums into the folder TO=… for a host without a network
+	@$(PYTHON) tools/bundle.py pack $(TO) --store $(STORE) --run $(RUN) $(ARGS)
+
+load: ## restore such a folder: run it there
+	@$(PYTHON) tools/bundle.py load
 
 check: ## formatting, lint and types of everything
 	@$(PYTHON) tools/envs.py --dev

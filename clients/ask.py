@@ -1,60 +1,38 @@
-"""Asks questions, streaming and concurrently, and keeps every answer the moment that it is complete."""
+"""Asks questions, streaming and concurrently."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clients.endpoint import Endpoint
+from clients.answers import Answer, appending, keep, read_answers
+from clients.endpoint import SENT, Endpoint
 from clients.questions import Question
 
 if TYPE_CHECKING:
-    from openai import AsyncOpenAI
+    from openai import AsyncOpenAI, AsyncStream
 
-ATTEMPTS = 4
 FIRST_WAIT_S = 0.5
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One answer, or why there is none: then `error` says so and the figures mean nothing.
-
-    ttft_ms: request to first token. tokens_per_s: output tokens after the first, per second.
-    """
-
-    question_id: str
-    model: str
-    text: str
-    error: str
-    finish_reason: str
-    ttft_ms: float | None
-    seconds: float
-    output_tokens: int | None
-    attempts: int
-
-    @property
-    def tokens_per_s(self) -> float | None:
-        """None where it cannot be told."""
-        if self.ttft_ms is None or not self.output_tokens or self.output_tokens < 2:
-            return None
-        streaming_s = self.seconds - self.ttft_ms / 1000
-        return (self.output_tokens - 1) / streaming_s if streaming_s > 0 else None
+_TRANSPORT = ("httpx", "httpx2", "httpcore", "httpcore2")
 
 
 @dataclass(frozen=True)
 class AskOptions:
-    """How to ask; greedy by default."""
+    """How to ask; greedy by default. Sample n of a question is drawn with seed + n."""
 
     max_tokens: int = 64
     temperature: float = 0.0
     system: str = ""
     concurrency: int = 8
     seed: int = 3407
+    samples: int = 1
+    stop: tuple[str, ...] = ()
+    attempts: int = 4
+    timeout_s: float = 120.0
 
 
 async def ask_all(
@@ -65,98 +43,107 @@ async def ask_all(
     results: Path,
     on_answer: Callable[[Answer], None],
 ) -> list[Answer]:
-    """Every question once; answers that `results` holds already are not asked for again. Order follows `questions`."""
-    done = {
-        answer.question_id: answer for answer in read_answers(results) if answer.model == model and not answer.error
-    }
-    gate, client = asyncio.Semaphore(options.concurrency), endpoint.client()
+    """Every question, as often as `options.samples` says; answers that `results` holds already are not asked for again.
 
-    async def one(question: Question) -> Answer:
-        if question.id in done:
-            answer = done[question.id]
-        else:
-            async with gate:
-                answer = await _with_retries(client, model, question, options)
-            _keep(results, answer)
-        on_answer(answer)
-        return answer
+    In the order of `questions`, samples of a question together.
+    """
+    wanted = [(question, sample) for question in questions for sample in range(options.samples)]
+    answers = {(a.question_id, a.sample): a for a in read_answers(results) if a.model == model and not a.error}
+    for question, sample in wanted:
+        if found := answers.get((question.id, sample)):
+            on_answer(found)
+    waiting = iter([pair for pair in wanted if (pair[0].id, pair[1]) not in answers])
 
-    return list(await asyncio.gather(*(one(question) for question in questions)))
+    async with endpoint.client(options.timeout_s) as client:
+        with appending(results) as file:
+
+            async def work() -> None:
+                for question, sample in waiting:
+                    answer = await _with_retries(client, model, question, options, sample)
+                    keep(file, answer)
+                    answers[question.id, sample] = answer
+                    on_answer(answer)
+
+            await asyncio.gather(*(work() for _ in range(min(options.concurrency, len(wanted)))))
+    return [answers[question.id, sample] for question, sample in wanted]
 
 
-async def _with_retries(client: AsyncOpenAI, model: str, question: Question, options: AskOptions) -> Answer:
+async def _with_retries(
+    client: AsyncOpenAI, model: str, question: Question, options: AskOptions, sample: int
+) -> Answer:
     """Transient faults (connection, 429, 5xx, a broken-off stream) are tried again with backoff; others are not."""
     import openai
 
     wait_s, error, began = FIRST_WAIT_S, "", time.perf_counter()
-    for attempt in range(1, ATTEMPTS + 1):
+    for attempt in range(1, options.attempts + 1):
         try:
-            return await _ask(client, model, question, options, attempt)
+            return await _ask(client, model, question, options, sample, attempt)
         except (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError, _BrokenOffError) as fault:
             error = f"{type(fault).__name__}: {fault}"
-        except openai.APIError as fault:
+        except openai.APIStatusError as fault:
             error = f"{type(fault).__name__}: {fault}"
             break
         except Exception as fault:  # the client's parser meets what a broken server sends
-            if not isinstance(fault, ValueError | OSError) and type(fault).__module__.split(".")[0] not in _TRANSPORT:
+            if not _is_servers_fault(fault):
                 raise
             error = f"{type(fault).__name__}: {fault}"
-        if attempt < ATTEMPTS:
+        if attempt < options.attempts:
             await asyncio.sleep(wait_s)
             wait_s *= 2
-    return Answer(question.id, model, "", error[:300], "", None, time.perf_counter() - began, None, attempt)
+    return Answer(question.id, model, "", error[:300], "", None, time.perf_counter() - began, None, attempt, sample)
 
 
-_TRANSPORT = ("httpx", "httpx2", "httpcore", "httpcore2")
+def _is_servers_fault(fault: Exception) -> bool:
+    """Errors of the transport, and those with which the client's parser meets a malformed stream."""
+    import openai
+
+    return (
+        isinstance(fault, openai.APIError | ValueError | OSError) or type(fault).__module__.split(".")[0] in _TRANSPORT
+    )
 
 
 class _BrokenOffError(Exception):
-    """The stream ended without a finish reason, or with an error event."""
+    """The stream ended without a finish reason, or held what is no chunk."""
 
 
-async def _ask(client: AsyncOpenAI, model: str, question: Question, options: AskOptions, attempt: int) -> Answer:
-    messages: list[Any] = [{"role": "system", "content": options.system}] if options.system else []
-    messages.append({"role": "user", "content": question.question})
-    began, first, text, finish, tokens = time.perf_counter(), None, "", "", None
+async def _ask(
+    client: AsyncOpenAI, model: str, question: Question, options: AskOptions, sample: int, attempt: int
+) -> Answer:
+    import openai
+
+    messages: Any = question.conversation(options.system)
     stream = await client.chat.completions.create(
         model=model,
         messages=messages,
         max_tokens=options.max_tokens,
         temperature=options.temperature,
-        seed=options.seed,
+        seed=options.seed + sample,
+        stop=list(options.stop) or openai.omit,
         stream=True,
         stream_options={"include_usage": True},
     )
+    try:
+        text, finish, tokens, first = await _received(stream)
+    except (AttributeError, TypeError, KeyError) as fault:
+        raise _BrokenOffError(f"the stream is malformed: {fault}") from None
+    began = stream.response.request.extensions[SENT]
+    seconds = time.perf_counter() - began
+    if not finish:
+        raise _BrokenOffError("the stream ended without a finish reason")
+    ttft_ms = 1000 * (first - began) if first else None
+    return Answer(question.id, model, text, "", finish, ttft_ms, seconds, tokens, attempt, sample)
+
+
+async def _received(stream: AsyncStream[Any]) -> tuple[str, str, int | None, float | None]:
+    """Text, finish reason, output tokens as the server counts them, and when the first text came."""
+    pieces: list[str] = []
+    finish, tokens, first = "", None, None
     async for chunk in stream:
         if chunk.usage:
             tokens = chunk.usage.completion_tokens
         for choice in chunk.choices:
             if choice.delta.content:
                 first = first or time.perf_counter()
-                text += choice.delta.content
+                pieces.append(choice.delta.content)
             finish = choice.finish_reason or finish
-    seconds = time.perf_counter() - began
-    if not finish:
-        raise _BrokenOffError("the stream ended without a finish reason")
-    if not text.strip():
-        return Answer(question.id, model, text, "empty answer", finish, None, seconds, tokens, attempt)
-    ttft_ms = 1000 * (first - began) if first else None
-    return Answer(question.id, model, text, "", finish, ttft_ms, seconds, tokens, attempt)
-
-
-def _keep(results: Path, answer: Answer) -> None:
-    with results.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
-
-
-def read_answers(results: Path) -> list[Answer]:
-    """What was answered so far; a last line that was cut off by a crash is left out."""
-    if not results.exists():
-        return []
-    answers = []
-    for line in results.read_text(encoding="utf-8").splitlines():
-        try:
-            answers.append(Answer(**json.loads(line)))
-        except (ValueError, TypeError):
-            continue
-    return answers
+    return "".join(pieces), finish, tokens, first

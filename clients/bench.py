@@ -1,114 +1,111 @@
-"""Closed-loop load: so many streams at once, each asking again as soon as it is answered."""
+"""Load on an endpoint: closed loops (so many streams, each asking again once it is answered) and open loops (requests
+arrive at a rate, whether earlier ones are answered or not).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import random
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from clients.bench_figures import Slo, row
 from clients.endpoint import Endpoint, model_names, refuse_unknown
+from clients.engine_memory import model_memory
+from clients.load import Load, Prompts, Timing, fitted_prompts, request
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-WORDS = ("harbour", "quay", "ledger", "claim", "invoice", "tide", "winch", "rope", "crane", "depot", "pilot", "berth")
+TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True)
 class BenchWish:
-    """The load. Prompts are unique, so that no prefix cache can flatter."""
+    """The loads, one after the other: closed loops at `streams`, then open loops at `rates` requests a second."""
 
-    model: str
-    streams: tuple[int, ...]
-    requests: int
-    prompt_words: int
-    output_tokens: int
-
-
-@dataclass(frozen=True)
-class _Timing:
-    ttft_ms: float
-    tpot_ms: float | None
-    seconds: float
-    output_tokens: int
+    load: Load
+    streams: tuple[int, ...] = ()
+    rates: tuple[float, ...] = ()
+    requests: int = 100
+    warmup: int = 1
+    slo: Slo = field(default_factory=Slo)
+    seed: int = 3407
 
 
-async def run_bench(endpoint: Endpoint, wish: BenchWish) -> list[dict[str, Any]]:
-    """One row of figures for each concurrency; one request of warm-up each, not counted."""
-    refuse_unknown([wish.model], await model_names(endpoint), endpoint.url)
-    return [await _at(endpoint.client(600), wish, streams) for streams in wish.streams]
+@dataclass
+class _Outcome:
+    timings: list[Timing]
+    errors: Counter[str]
+    seconds: float = 0.0
 
 
-async def _at(client: AsyncOpenAI, wish: BenchWish, streams: int) -> dict[str, Any]:
-    rng = random.Random(streams)  # noqa: S311  a load, not a secret
-    await _one(client, wish, rng)
+async def run_bench(
+    endpoint: Endpoint, wish: BenchWish, on_row: Callable[[dict[str, Any]], None] = lambda _: None
+) -> list[dict[str, Any]]:
+    """One row of figures for each load; warm-up requests are not counted."""
+    refuse_unknown([wish.load.model], await model_names(endpoint), endpoint.url)
+    rows = []
+    async with endpoint.client(TIMEOUT_S) as client:
+        prompts = await fitted_prompts(client, wish.load, wish.seed)
+        loads: list[tuple[dict[str, Any], Callable[[], Awaitable[_Outcome]]]] = [
+            *(({"streams": n}, partial(_closed, client, wish, prompts, n)) for n in wish.streams),
+            *(({"rate": rate}, partial(_open, client, wish, prompts, rate)) for rate in wish.rates),
+        ]
+        for name, run in loads:
+            outcome = await run()
+            memory = await model_memory(endpoint, wish.load.model)
+            rows.append(name | row(outcome.timings, outcome.errors, outcome.seconds, wish.slo) | {"memory": memory})
+            on_row(rows[-1])
+    return rows
+
+
+async def _closed(client: AsyncOpenAI, wish: BenchWish, prompts: Prompts, streams: int) -> _Outcome:
+    await _warm_up(client, wish, prompts, min(streams, wish.requests))
     waiting = max(wish.requests, streams)
-    timings: list[_Timing] = []
-    errors: dict[str, int] = {}
+    outcome = _Outcome([], Counter())
 
     async def stream() -> None:
         nonlocal waiting
         while waiting > 0:
             waiting -= 1
-            try:
-                timings.append(await _one(client, wish, rng))
-            except Exception as fault:  # every kind of failure is a figure of this table
-                errors[type(fault).__name__] = errors.get(type(fault).__name__, 0) + 1
+            await _counted(outcome, request(client, wish.load, prompts.next()))
 
     began = time.perf_counter()
     await asyncio.gather(*(stream() for _ in range(streams)))
-    return _row(streams, timings, errors, time.perf_counter() - began)
+    outcome.seconds = time.perf_counter() - began
+    return outcome
 
 
-async def _one(client: AsyncOpenAI, wish: BenchWish, rng: random.Random) -> _Timing:
-    prompt = " ".join(rng.choices(WORDS, k=wish.prompt_words)) + f" {rng.random()}"
-    began, first, tokens = time.perf_counter(), None, 0
-    stream = await client.chat.completions.create(
-        model=wish.model,
-        messages=[{"role": "user", "content": prompt}],
-        max_tokens=wish.output_tokens,
-        temperature=0,
-        stream=True,
-        stream_options={"include_usage": True},
-        extra_body={"ignore_eos": True},
-    )
-    async for chunk in stream:
-        if chunk.usage:
-            tokens = chunk.usage.completion_tokens
-        if chunk.choices and chunk.choices[0].delta.content:
-            first = first or time.perf_counter()
-    seconds = time.perf_counter() - began
-    if first is None or not tokens:
-        raise ConnectionError("the stream ended without a token or without usage")
-    tpot_ms = 1000 * (began + seconds - first) / (tokens - 1) if tokens > 1 else None
-    return _Timing(1000 * (first - began), tpot_ms, seconds, tokens)
+async def _open(client: AsyncOpenAI, wish: BenchWish, prompts: Prompts, rate: float) -> _Outcome:
+    """Poisson arrivals: exponential gaps. How late the client itself was is a figure of the row (late_ms_p99)."""
+    await _warm_up(client, wish, prompts, 1)
+    gaps = random.Random(wish.seed)  # noqa: S311  a load, not a secret
+    outcome = _Outcome([], Counter())
+    began = due = time.perf_counter()
+    running = []
+    for _ in range(wish.requests):
+        due += gaps.expovariate(rate)
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        sent = _counted(outcome, request(client, wish.load, prompts.next(), due))
+        running.append(asyncio.create_task(sent))
+    await asyncio.gather(*running)
+    outcome.seconds = time.perf_counter() - began
+    return outcome
 
 
-def _row(streams: int, timings: Sequence[_Timing], errors: dict[str, int], seconds: float) -> dict[str, Any]:
-    tpots = [timing.tpot_ms for timing in timings if timing.tpot_ms is not None]
-    row: dict[str, Any] = {"streams": streams, "completed": len(timings), "failed": sum(errors.values())}
-    row["output_tokens_per_s"] = round(sum(t.output_tokens for t in timings) / seconds, 1) if timings else None
-    for share in (50, 90, 99):
-        row[f"ttft_ms_p{share}"] = _percentile([t.ttft_ms for t in timings], share)
-        row[f"tpot_ms_p{share}"] = _percentile(tpots, share)
-        row[f"e2e_s_p{share}"] = _percentile([t.seconds for t in timings], share)
-    return row | {"errors": errors}
+async def _warm_up(client: AsyncOpenAI, wish: BenchWish, prompts: Prompts, streams: int) -> None:
+    """Faults here show again, and are counted, in the load itself."""
+    sent = (request(client, wish.load, prompts.next()) for _ in range(wish.warmup * streams))
+    await asyncio.gather(*sent, return_exceptions=True)
 
 
-def _percentile(values: Sequence[float], share: int) -> float | None:
-    """Nearest rank; None without values."""
-    ordered = sorted(values)
-    return round(ordered[max(0, -(-share * len(ordered) // 100) - 1)], 3) if ordered else None
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows for a person."""
-    columns = ("streams", "completed", "failed", "output_tokens_per_s", "ttft_ms_p50", "ttft_ms_p99", "tpot_ms_p50")
-    lines = ["  ".join(columns)]
-    for row in rows:
-        cells = ("-" if row[name] is None else str(row[name]) for name in columns)
-        lines.append("  ".join(cell.rjust(len(name)) for cell, name in zip(cells, columns, strict=True)))
-    return "\n".join(lines)
+async def _counted(outcome: _Outcome, sent: Awaitable[Timing]) -> None:
+    try:
+        outcome.timings.append(await sent)
+    except Exception as fault:  # every kind of failure is a figure of this table
+        outcome.errors[type(fault).__name__] += 1

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from modelstore import UserError
 
@@ -12,19 +14,46 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 
+SENT = "sent_at"
+
+
+async def _note_sending(request: Any) -> None:
+    """The time at which a request leaves the client library, which needs some milliseconds to build it."""
+    request.extensions[SENT] = time.perf_counter()
+
+
 @dataclass(frozen=True)
 class Endpoint:
-    """Where to ask. The key comes from the option, TUNESHIP_API_KEY or OPENAI_API_KEY."""
+    """Where to ask. The key comes from the option, TUNESHIP_API_KEY_FILE, TUNESHIP_API_KEY or OPENAI_API_KEY."""
 
     url: str
     api_key: str = ""
 
     def client(self, timeout_s: float = 120.0) -> AsyncOpenAI:
         """The official client; retries are ours, so that they are counted."""
-        from openai import AsyncOpenAI
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
-        key = self.api_key or os.environ.get("TUNESHIP_API_KEY") or os.environ.get("OPENAI_API_KEY") or "none"
-        return AsyncOpenAI(base_url=self.url, api_key=key, timeout=timeout_s, max_retries=0)
+        http = DefaultAsyncHttpxClient(timeout=timeout_s, event_hooks={"request": [_note_sending]})
+        return AsyncOpenAI(base_url=self.url, api_key=self.key, timeout=timeout_s, max_retries=0, http_client=http)
+
+    @property
+    def key(self) -> str:
+        """What is sent; a server without keys ignores it."""
+        named = os.environ.get("TUNESHIP_API_KEY") or os.environ.get("OPENAI_API_KEY")
+        return self.api_key or _key_from_file() or named or "none"
+
+
+def _key_from_file() -> str:
+    """The first key of the file that TUNESHIP_API_KEY_FILE names: a line is `key`, or begins with `name key`."""
+    named = os.environ.get("TUNESHIP_API_KEY_FILE")
+    if not named:
+        return ""
+    try:
+        lines = Path(named).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"TUNESHIP_API_KEY_FILE names {named}, which cannot be read: {error}.") from None
+    rows = [line.split() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    return rows[0][min(1, len(rows[0]) - 1)] if rows else ""
 
 
 async def model_names(endpoint: Endpoint) -> list[str]:
@@ -32,7 +61,8 @@ async def model_names(endpoint: Endpoint) -> list[str]:
     import openai
 
     try:
-        return [model.id async for model in endpoint.client(10).models.list()]
+        async with endpoint.client(10) as client:
+            return [model.id async for model in client.models.list()]
     except openai.APIConnectionError:
         raise UserError(f"Nothing answers at {endpoint.url}. Start a server with `make serve`, or set URL=…") from None
     except openai.AuthenticationError:

@@ -1,117 +1,136 @@
-"""One evaluation: ask both models, score, compare, summarise."""
+"""Scores what the models answered, compares each with the reference, and summarises."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
-from clients.ask import Answer, AskOptions
+from clients.answers import Answer
 from clients.questions import Question
 from clients.scorers import Score, score
-from clients.statistics import Comparison, compare, holm, verdict, wilson
+from clients.statistics import LEVEL, compare, holm, share_interval
+from clients.verdicts import NOTHING, verdict
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A question with its answer and score; `score` is None where the request failed."""
+    """A question with a model's answers to it, one for each sample; a score is None where the request failed."""
 
     question: Question
-    answer: Answer
-    score: Score | None
+    answers: tuple[Answer, ...]
+    scores: tuple[Score | None, ...]
+
+    @property
+    def known(self) -> list[Score]:
+        """The scores of the answers that came."""
+        return [one for one in self.scores if one]
+
+    @property
+    def rate(self) -> float | None:
+        """Share of right answers among those that came; None where none came."""
+        return fmean(one.strict for one in self.known) if self.known else None
 
 
 def scored(questions: Sequence[Question], answers: Sequence[Answer]) -> list[Scored]:
     """Failed requests get no score: they are counted, never held against the model."""
-    return [
-        Scored(question, answer, None if answer.error else score(question, answer.text))
-        for question, answer in zip(questions, answers, strict=True)
-    ]
+    by_question: dict[str, list[Answer]] = defaultdict(list)
+    for answer in answers:
+        by_question[answer.question_id].append(answer)
+    return [_scored(question, by_question[question.id]) for question in questions]
+
+
+def _scored(question: Question, answers: Sequence[Answer]) -> Scored:
+    scores = tuple(None if answer.error else score(question, answer.text) for answer in answers)
+    return Scored(question, tuple(answers), scores)
 
 
 def figures(rows: Sequence[Scored]) -> dict[str, Any]:
-    """Accuracy with its interval, coverage, failures, latency. A figure without data is None."""
-    right = [row.score for row in rows if row.score]
-    speeds = [speed for row in rows if row.score and (speed := row.answer.tokens_per_s) is not None]
-    waits = [row.answer.ttft_ms for row in rows if row.score and row.answer.ttft_ms is not None]
-    strict = sum(one.strict for one in right)
-    low, high = wilson(strict, len(right)) if right else (None, None)
+    """Accuracy with its interval, coverage, failures, length, latency. A figure without data is None."""
+    rates = [row.rate for row in rows if row.rate is not None]
+    known = [one for row in rows for one in row.known]
+    came = [answer for row in rows for answer in row.answers if not answer.error]
+    low, high = share_interval(rates) if rates else (None, None)
     return {
         "questions": len(rows),
-        "failed": len(rows) - len(right),
-        "right": strict,
-        "strict": strict / len(right) if right else None,
+        "answers": len(came),
+        "failed": sum(len(row.answers) for row in rows) - len(came),
+        "empty": sum(not answer.text.strip() for answer in came),
+        "cut_off": sum(answer.finish_reason == "length" for answer in came),
+        "right": sum(one.strict for one in known),
+        "strict": _mean(rates),
         "strict_low": low,
         "strict_high": high,
-        "coverage": sum(one.coverage for one in right) / len(right) if right else None,
-        "ttft_ms_p50": median(waits) if waits else None,
-        "tokens_per_s_p50": median(speeds) if speeds else None,
+        "coverage": _mean([one.coverage for one in known]),
+        "refused": _mean([float(one.refused) for one in known]),
+        "length_mean": _mean([one.length for one in known]),
+        "density": _mean([one.density for one in known if one.density is not None]),
+        "ttft_ms_p50": _median([answer.ttft_ms for answer in came]),
+        "tokens_per_s_p50": _median([answer.tokens_per_s for answer in came]),
     }
 
 
-def summarise(base: Sequence[Scored], tuned: Sequence[Scored]) -> dict[str, Any]:
-    """Figures of both models, overall and by category, with the paired comparison."""
-    categories = list(dict.fromkeys(row.question.category for row in base))
+def _mean(values: Sequence[float]) -> float | None:
+    return fmean(values) if values else None
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return median(present) if present else None
+
+
+def summarise(models: Mapping[str, Sequence[Scored]]) -> dict[str, Any]:
+    """`models` holds the reference first, then `tuned`, then any other: each is compared with the reference.
+
+    The shape is the one of two models, {base, tuned, comparison, verdict, by_category}; `others` holds the same for
+    each further model under its name.
+    """
+    (_, base), (_, tuned), *others = models.items()
+    summary = _against(base, tuned, "tuned")
+    summary["others"] = {name: _against(base, rows, name) for name, rows in others}
+    return summary
+
+
+def _against(base: Sequence[Scored], tuned: Sequence[Scored], name: str) -> dict[str, Any]:
     by_category = {}
-    for name in categories:
-        mine = [row for row in base if row.question.category == name]
-        theirs = [row for row in tuned if row.question.category == name]
-        by_category[name] = {"base": figures(mine), "tuned": figures(theirs), **_compared(mine, theirs)}
-    tested = {name: part["comparison"]["p_value"] for name, part in by_category.items() if part["comparison"]}
-    for name, corrected in holm(tested).items():
-        by_category[name]["comparison"]["p_value_holm"] = corrected
-    overall = _compared(base, tuned)
-    said = (
-        verdict(Comparison(**overall["comparison"])) if overall["comparison"] else "No question was answered by both."
-    )
-    return {"verdict": said, "base": figures(base), "tuned": figures(tuned), **overall, "by_category": by_category}
+    for category in dict.fromkeys(row.question.category for row in base):
+        mine, theirs = ([row for row in rows if row.question.category == category] for rows in (base, tuned))
+        by_category[category] = _part(mine, theirs, name)
+    compared = {category: part["comparison"] for category, part in by_category.items() if part["comparison"]}
+    for field in ("p_value", "p_worse"):
+        for category, corrected in holm({key: found[field] for key, found in compared.items()}).items():
+            compared[category][f"{field}_holm"] = corrected
+    return {**_part(base, tuned, name), "by_category": by_category}
 
 
-def _compared(base: Sequence[Scored], tuned: Sequence[Scored]) -> dict[str, Any]:
-    """Over the questions that both models answered."""
-    pairs = [(a.score.strict, b.score.strict) for a, b in zip(base, tuned, strict=True) if a.score and b.score]
-    if not pairs:
-        return {"comparison": None}
-    return {"comparison": asdict(compare([a for a, _ in pairs], [b for _, b in pairs]))}
-
-
-def is_worse(summary: dict[str, Any], level: float) -> list[str]:
-    """The gate: categories in which the tuned model is worse, after Holm's correction."""
-    return [
-        name
-        for name, part in summary["by_category"].items()
-        if part["comparison"] and part["comparison"]["difference"] < 0 and part["comparison"]["p_value_holm"] < level
-    ]
-
-
-def document(
-    summary: dict[str, Any],
-    base: Sequence[Scored],
-    tuned: Sequence[Scored],
-    questions: Path,
-    options: AskOptions,
-    run: dict[str, Any] | None,
-) -> dict[str, Any]:
-    """report.json: everything that the pages show."""
+def _part(base: Sequence[Scored], tuned: Sequence[Scored], name: str) -> dict[str, Any]:
+    """Figures of both, and the comparison over the questions that both answered."""
+    pairs = [(a.rate, b.rate) for a, b in zip(base, tuned, strict=True) if a.rate is not None and b.rate is not None]
+    found = compare([a for a, _ in pairs], [b for _, b in pairs]) if pairs else None
     return {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "summary": summary,
-        "questions": {"path": str(questions), "sha256": hashlib.sha256(questions.read_bytes()).hexdigest()},
-        "options": asdict(options),
-        "run": run,
-        "answers": [_row(a, b) for a, b in zip(base, tuned, strict=True)],
+        "verdict": verdict(found, "en", name) if found else NOTHING["en"],
+        "verdict_zh": verdict(found, "zh", name) if found else NOTHING["zh"],
+        "base": figures(base),
+        "tuned": figures(tuned),
+        "comparison": asdict(found) if found else None,
     }
 
 
-def _row(base: Scored, tuned: Scored) -> dict[str, Any]:
-    question = asdict(base.question)
-    return {**question, "base": _side(base), "tuned": _side(tuned)}
-
-
-def _side(row: Scored) -> dict[str, Any]:
-    answer = asdict(row.answer) | {"tokens_per_s": row.answer.tokens_per_s}
-    return answer | {"score": asdict(row.score) if row.score else None}
+def gate(summary: dict[str, Any], level: float = LEVEL) -> dict[str, Any]:
+    """Passed when everything was measured and the tuned model is worse in no category: one-sided exact test,
+    Holm's correction, so that a model as good as its base fails with a probability of at most `level`.
+    """
+    categories = {}
+    for name, part in summary["by_category"].items():
+        found = part["comparison"]
+        categories[name] = {
+            "passed": bool(found) and found["p_worse_holm"] >= level,
+            "questions": found["questions"] if found else 0,
+            "difference": found["difference"] if found else None,
+            "p_worse_holm": found["p_worse_holm"] if found else None,
+        }
+    failed = summary["base"]["failed"] + summary["tuned"]["failed"]
+    passed = not failed and all(one["passed"] for one in categories.values())
+    return {"passed": passed, "level": level, "failed_requests": failed, "categories": categories}

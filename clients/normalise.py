@@ -16,11 +16,10 @@ _TEN_WORDS = "|".join(_TENS)
 _SMALL = "|".join(word for word, number in _WORDS.items() if 0 < number < 10)
 _COMPOUND = re.compile(rf"\b({_TEN_WORDS})(?:[\s-]({_SMALL}))?\b")
 _SIMPLE = re.compile(rf"\b({'|'.join(_WORDS)})\b")
+_HUNDREDS = re.compile(r"\b(\d{1,2}) hundred\b(?:(?: and)? (\d{1,2})\b)?")
 _HAN_NUMBER = re.compile(
     r"([一二两三四五六七八九])?(十)([一二三四五六七八九])?|([零一二两三四五六七八九])(?=[个天日小次年月周人份元])"
 )
-
-_WESTERN = r"[^\W\u2e80-\uffff]"  # letters and digits of scripts that set words apart by spaces
 
 
 def normalise(text: str) -> str:
@@ -32,6 +31,7 @@ def normalise(text: str) -> str:
     plain = plain.translate(str.maketrans("‘’“”–—‑−", "''\"\"----"))
     plain = _COMPOUND.sub(lambda m: str(_TENS[m[1]] + (_WORDS[m[2]] if m[2] else 0)), plain)
     plain = _SIMPLE.sub(lambda m: str(_WORDS[m[1]]), plain)
+    plain = _HUNDREDS.sub(lambda m: str(100 * int(m[1]) + int(m[2] or 0)), plain)
     plain = _HAN_NUMBER.sub(_from_han, plain)
     plain = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", plain)
     plain = re.sub(r"(?<![\d.])(\d+\.\d*?)0+(?!\d|\.\d)", lambda m: m[1].rstrip("."), plain)
@@ -43,14 +43,3 @@ def _from_han(found: re.Match[str]) -> str:
     if found[4]:
         return str(_HAN[found[4]])
     return str(10 * (_HAN[found[1]] if found[1] else 1) + (_HAN[found[3]] if found[3] else 0))
-
-
-def contains(text: str, wording: str) -> bool:
-    """Whether `text` says `wording`: as a whole word or number, or as `re:PATTERN` on the normalised text."""
-    plain = normalise(text)
-    if wording.startswith("re:"):
-        return re.search(wording[3:], plain, re.IGNORECASE) is not None
-    sought = normalise(wording)
-    before = rf"(?<!{_WESTERN})(?<!\d\.)" if re.match(_WESTERN, sought) else ""
-    after = rf"(?!{_WESTERN}|\.\d)" if re.match(_WESTERN, sought[-1:]) else ""
-    return re.search(before + re.escape(sought) + after, plain) is not None

@@ -1,72 +1,86 @@
-"""The pages of an evaluation: one self-contained HTML file and a Markdown summary."""
+"""The files of an evaluation: report.json, one self-contained HTML page, a Markdown summary."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from clients.report_markdown import markdown
+from clients.report_text import TEXT
+from clients.statistics import Comparison
+from clients.verdicts import conclusion
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
 
 TEMPLATES = Path(__file__).parent
-CURVE_WIDTH, CURVE_HEIGHT = 640.0, 160.0
 
 
-def write_pages(page: dict[str, Any], folder: Path) -> None:
-    """report.html and report.md beside the report.json that `page` is."""
+def write_report(page: dict[str, Any], folder: Path) -> Path:
+    """report.json, report.html and report.md; returns the page."""
+    (folder / "report.json").write_text(json.dumps(page, ensure_ascii=False, indent=1), encoding="utf-8")
+    (folder / "report.md").write_text(markdown(page), encoding="utf-8")
+    html = folder / "report.html"
+    html.write_text(render(page), encoding="utf-8")
+    return html
+
+
+def render(page: dict[str, Any]) -> str:
+    """The page as one text. `page` may hold `bench`, `human` and `judge` beside what an evaluation writes."""
+    from clients.report_plots import load_curves, training_curve
+
+    curve = page["run"]["curve"] if page["run"] else []
+    bench = page.get("bench")
+    plots = {
+        "training": training_curve(curve) if len(curve) > 1 else "",
+        "load": load_curves(bench["rows"]) if bench else "",
+    }
+    template = environment().get_template("report.html.j2")
+    return template.render(page=page, plots=plots, bench=bench, human=page.get("human"), judge=page.get("judge"))
+
+
+def environment() -> Environment:
+    """Templates with the filters of both pages; everything that models or users wrote is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
-    environment.filters |= {"percent": percent, "number": number}
-    template = environment.get_template("report.html.j2")
-    run = page["run"]
-    curve = curve_points(run["curve"]) if run and len(run["curve"]) > 1 else ""
-    (folder / "report.html").write_text(template.render(page=page, curve=curve), encoding="utf-8")
-    (folder / "report.md").write_text(markdown(page), encoding="utf-8")
+    made = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    made.filters |= {"percent": _percent, "number": _number, "signed": _signed, "segments": segments}
+    made.globals |= {"t": text, "words": TEXT, "called": called}
+    return made
 
 
-def markdown(page: dict[str, Any]) -> str:
-    """Verdict and table, short enough for a pull request."""
-    summary = page["summary"]
-    head = [
-        "| category | questions | base | tuned | difference (95% interval) | p (Holm) |",
-        "|---|---|---|---|---|---|",
-    ]
-    rows = [_table_row(name, part, "p_value_holm") for name, part in summary["by_category"].items()]
-    rows.append(_table_row("all", summary, "p_value"))
-    failed = summary["base"]["failed"] + summary["tuned"]["failed"]
-    note = f"\n{failed} requests failed; they count for neither model.\n" if failed else ""
-    return "\n".join([summary["verdict"], "", *head, *rows]) + "\n" + note
+def text(key: str) -> Markup:
+    """A text in both languages; the page shows one of them."""
+    from markupsafe import Markup
+
+    english, chinese = TEXT[key]
+    return Markup('<span class="en">{}</span><span class="zh">{}</span>').format(english, chinese)
 
 
-def _table_row(name: str, part: dict[str, Any], p_name: str) -> str:
-    found = part["comparison"]
-    cells = [name, str(part["base"]["questions"]), _accuracy(part["base"]), _accuracy(part["tuned"])]
-    if found:
-        low, high = 100 * found["low"], 100 * found["high"]
-        cells += [f"{100 * found['difference']:+.1f} ({low:+.1f} to {high:+.1f})", f"{found[p_name]:.2g}"]
-    else:
-        cells += ["not measured", "-"]
-    return "| " + " | ".join(cells) + " |"
+def called(found: dict[str, Any], p_name: str) -> str:
+    """better, worse or unclear."""
+    fields = {name: found[name] for name in Comparison.__dataclass_fields__}
+    return conclusion(Comparison(**fields), found[p_name])
 
 
-def _accuracy(side: dict[str, Any]) -> str:
-    if side["strict"] is None:
-        return "not measured"
-    return f"{percent(side['strict'])} ({percent(side['strict_low'])} to {percent(side['strict_high'])})"
+def segments(side: dict[str, Any]) -> list[tuple[str, str]]:
+    """An answer in pieces: (text, "" or "said" or "wrong")."""
+    pieces, place = [], 0
+    for start, end, kind in side["marks"]:
+        pieces += [(side["text"][place:start], ""), (side["text"][start:end], kind)]
+        place = end
+    return [piece for piece in [*pieces, (side["text"][place:], "")] if piece[0]]
 
 
-def percent(value: float | None) -> str:
-    """A share as a percentage; a missing one is shown as missing."""
-    return "not measured" if value is None else f"{100 * value:.1f}%"
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}%"
 
 
-def number(value: float | None, digits: int = 0) -> str:
-    """A figure with its digits; a missing one is shown as missing."""
-    return "not measured" if value is None else f"{value:,.{digits}f}"
+def _number(value: float | None, digits: int = 0) -> str:
+    return "–" if value is None else f"{value:,.{digits}f}"
 
 
-def curve_points(curve: Sequence[dict[str, float]]) -> str:
-    """Points of an SVG polyline: step to the right, loss upwards from 0."""
-    last, top = curve[-1]["step"], max(point["loss"] for point in curve) or 1.0
-    return " ".join(
-        f"{CURVE_WIDTH * point['step'] / last:.1f},{CURVE_HEIGHT * (1 - point['loss'] / top):.1f}" for point in curve
-    )
+def _signed(value: float) -> str:
+    return f"{100 * value:+.1f}"

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from clients.ask import Answer, AskOptions, ask_all
+from clients import provenance
+from clients.answers import Answer
+from clients.ask import ask_all
+from clients.document import document
 from clients.endpoint import Endpoint, model_names, refuse_unknown, served_run
-from clients.evaluate import document, is_worse, scored, summarise
-from clients.questions import read_questions
-from clients.report import markdown, write_pages
-from modelstore import Run, Store, UserError
+from clients.eval_config import EvalConfig
+from clients.evaluate import gate, scored, summarise
+from clients.questions import Question, read_questions
+from clients.report import write_report
+from clients.report_markdown import markdown
+from modelstore import Store, UserError
 
-GATE_LEVEL = 0.05
+RESULTS = "results.jsonl"
 
 
 @dataclass(frozen=True)
@@ -28,9 +34,7 @@ class EvalWish:
     questions: Path
     store: Path
     out: Path | None
-    base: str
-    tuned: str
-    options: AskOptions
+    config: EvalConfig
 
 
 @dataclass(frozen=True)
@@ -38,78 +42,85 @@ class EvalOutcome:
     """Where the report lies and what it says."""
 
     summary: dict[str, Any]
+    gate: dict[str, Any]
     run_id: str | None
     report: Path
     text: str
-    failed: int
-    worse_in: list[str]
 
 
 async def run_eval(endpoint: Endpoint, wish: EvalWish) -> EvalOutcome:
-    """Base first, then tuned: asked at once they would compete for the same processors."""
+    """One model after the other: asked at once they would compete for the same processors."""
     questions = read_questions(wish.questions)
     names = await model_names(endpoint)
-    refuse_unknown([wish.base, wish.tuned], names, endpoint.url)
+    refuse_unknown(wish.config.models, names, endpoint.url)
     run_id = served_run(names)
-    folder = wish.out or _report_folder(wish.store, run_id)
-    folder.mkdir(parents=True, exist_ok=True)
-    results = folder / "results.jsonl"
-    with _progress(2 * len(questions)) as on_answer:
-        base = await ask_all(endpoint, wish.base, questions, wish.options, results, on_answer)
-        tuned = await ask_all(endpoint, wish.tuned, questions, wish.options, results, on_answer)
-    rows = scored(questions, base), scored(questions, tuned)
-    summary = summarise(*rows)
-    failed = summary["base"]["failed"] + summary["tuned"]["failed"]
-    page = document(summary, *rows, wish.questions, wish.options, _provenance(wish.store, run_id))
-    (folder / "report.json").write_text(json.dumps(page, ensure_ascii=False, indent=1), encoding="utf-8")
-    write_pages(page, folder)
+    folder = wish.out or report_folder(wish.store, run_id)
+    _open_folder(folder, _what_is_asked(wish, endpoint))
+    answers = await _ask(endpoint, wish.config, questions, folder / RESULTS)
+    rows = {model: scored(questions, given) for model, given in answers.items()}
+    summary = summarise(rows)
+    judged = gate(summary, wish.config.gate_level)
+    asked = _what_is_asked(wish, endpoint) | {"concurrency": wish.config.concurrency}
+    page = document(summary, judged, rows, asked, provenance.of_run(wish.store, run_id))
+    (folder / "gate.json").write_text(json.dumps(judged, indent=1) + "\n", encoding="utf-8")
+    write_report(page, folder)
     text = f"{markdown(page)}\nreport: {folder / 'report.html'}"
-    worse_in = is_worse(summary, GATE_LEVEL)
-    return EvalOutcome(summary, run_id, folder / "report.html", text, failed, worse_in)
+    return EvalOutcome(summary, judged, run_id, folder / "report.html", text)
 
 
-def rewrite(store_path: Path, ref: str) -> Path:
-    """Write the pages of a run's newest report again. Raises UserError when there is none."""
+async def _ask(
+    endpoint: Endpoint, config: EvalConfig, questions: Sequence[Question], results: Path
+) -> dict[str, list[Answer]]:
+    options = config.ask_options()
+    with _progress(len(config.models) * len(questions) * options.samples) as on_answer:
+        return {
+            model: await ask_all(endpoint, model, questions, options, results, on_answer) for model in config.models
+        }
+
+
+def _what_is_asked(wish: EvalWish, endpoint: Endpoint) -> dict[str, Any]:
+    """All that answers depend on: a folder is continued only with the same."""
+    options = asdict(wish.config.ask_options())
+    for speed in ("concurrency", "attempts", "timeout_s"):
+        options.pop(speed)
+    return {
+        "url": endpoint.url,
+        "questions": str(wish.questions),
+        "questions_sha256": hashlib.sha256(wish.questions.read_bytes()).hexdigest(),
+        "models": wish.config.models,
+        "options": json.loads(json.dumps(options)),
+    }
+
+
+def _open_folder(folder: Path, asked: dict[str, Any]) -> None:
+    """Raises UserError when the folder holds answers to other questions or under other options."""
+    note = folder / "asked.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    if note.exists() and (folder / RESULTS).exists():
+        before = json.loads(note.read_text(encoding="utf-8"))
+        for name in ("questions_sha256", "options"):
+            if before.get(name) != asked[name]:
+                raise UserError(
+                    f"{folder} holds answers that were asked with other {name.split('_', maxsplit=1)[0]}. "
+                    "Name another folder with --out, or ask as before."
+                )
+    note.write_text(json.dumps(asked, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def newest_report(store_path: Path, ref: str) -> Path:
+    """The report.json of a run's newest evaluation. Raises UserError when there is none."""
     store = Store(store_path)
     run = store.run(ref)
     found = sorted(store.reports(run.id).glob("*/report.json"))
     if not found:
         raise UserError(f"{run.id} has not been evaluated yet: `make serve RUN={run.id}`, then `make eval`.")
-    write_pages(json.loads(found[-1].read_text(encoding="utf-8")), found[-1].parent)
-    return found[-1].parent / "report.html"
+    return found[-1]
 
 
-def _report_folder(store: Path, run_id: str | None) -> Path:
+def report_folder(store: Path, run_id: str | None) -> Path:
+    """A new folder: in the store where the run is known, else below reports/."""
     stamp = f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
     return Store(store).reports(run_id) / stamp if run_id else Path("reports") / stamp
-
-
-def _provenance(store_path: Path, run_id: str | None) -> dict[str, Any] | None:
-    """What the run's manifest says, and its training curve; None where the store is not on this machine."""
-    try:
-        run = Store(store_path).run(run_id) if run_id else None
-    except UserError:
-        return None
-    return _of_run(run) if run else None
-
-
-def _of_run(run: Run) -> dict[str, Any]:
-    manifest = run.manifest
-    log = run.path / "training.jsonl"
-    curve = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    return {
-        "id": run.id,
-        "created": manifest.created,
-        "base": manifest.base,
-        "dataset": manifest.dataset,
-        "training": manifest.training,
-        "hardware": manifest.hardware,
-        "packages": manifest.packages,
-        "serve": manifest.serve,
-        "sizes": {a.quantization: a.bytes for a in manifest.artifacts if a.kind == "gguf"},
-        "verification": [asdict(check) for check in manifest.verification],
-        "curve": [{"step": line["step"], "loss": line["loss"]} for line in curve if "loss" in line],
-    }
 
 
 @contextmanager
@@ -117,9 +128,9 @@ def _progress(total: int) -> Iterator[Callable[[Answer], None]]:
     """A bar on a terminal, a line for every tenth of the work elsewhere; both on stderr."""
     if sys.stderr.isatty():
         from rich.console import Console
-        from rich.progress import Progress
+        from rich.progress import MofNCompleteColumn, Progress
 
-        with Progress(console=Console(stderr=True)) as bar:
+        with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)) as bar:
             task = bar.add_task("asking", total=total)
             yield lambda _: bar.advance(task)
         return

@@ -19,7 +19,26 @@ def commands() -> list[list[str]]:
         [str(ROOT / ".venv" / name / "bin" / "mypy"), *(part for package in packages for part in ("-p", package))]
         for name, packages in TYPED.items()
     ]
-    return lint + types
+    return lint + types + container_lint()
+
+
+def container_lint() -> list[list[str]]:
+    """Dockerfiles, shell scripts, compose files, manifests. What needs an engine is checked in tests/containers."""
+    tools = ROOT / ".venv/clients/bin"
+    manifests = [name for name in files("deploy/kubernetes/*.yaml") if not name.endswith("kustomization.yaml")]
+    scripts = [*files("docker/install/*"), *files("tests/containers/*.sh"), ".ci/run"]
+    return [
+        [str(tools / "hadolint"), *files("docker/*.Dockerfile")],
+        [str(tools / "shellcheck"), *scripts],
+        [str(tools / "yamllint"), "--strict", "."],
+        [str(tools / "compose-lint"), "--quiet", "--no-env", "--fail-on", "low", "--skip-suppressed", "compose.yaml"],
+        [str(tools / "kubernetes-validate"), "--strict", "--quiet", *manifests],
+    ]
+
+
+def files(pattern: str) -> list[str]:
+    """Paths below the root, sorted."""
+    return sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(pattern))
 
 
 def main() -> int:

@@ -41,9 +41,10 @@ def make(name: str, dev: bool) -> str:
     if _is_new(folder / "stamp", locks):
         _create(folder, *locks)
         _mark(folder / "stamp", locks)
-    if dev and name not in ON_REQUEST and _is_new(folder / "stamp-dev", [_lock("dev")]):
-        _pip(folder, "-r", str(_lock("dev")))
-        _mark(folder / "stamp-dev", [_lock("dev")])
+    tools = [_lock("dev"), *([_lock("browser")] if name == "clients" else [])]  # its pages are tested in a browser
+    if dev and name not in ON_REQUEST and _is_new(folder / "stamp-dev", tools):
+        _pip(folder, *(argument for lock in tools for argument in ("-r", str(lock))))
+        _mark(folder / "stamp-dev", tools)
     return f"{name}: ready ({time.monotonic() - started:.0f} s)"
 
 

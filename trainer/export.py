@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -75,13 +78,19 @@ def base_files(base: Base, store: Store, quantizations: tuple[str, ...], say: Sa
     elif cpu_threads() < SPARE_THREADS:
         yield lambda: _make_base_files(base, store, missing, say)
     else:
-        with ThreadPoolExecutor(1) as pool:  # the work is done by child processes
+        with ThreadPoolExecutor(1, initializer=_stand_back) as pool:  # the work is done by child processes
             made = pool.submit(_make_base_files, base, store, missing, say)
             try:
                 yield made.result
             except BaseException:
                 end_children()
                 raise
+
+
+def _stand_back() -> None:
+    """Child processes of this thread yield to the training."""
+    if sys.platform == "linux":  # where priorities are those of threads
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
 def _make_base_files(base: Base, store: Store, missing: tuple[str, ...], say: Say) -> None:

@@ -90,7 +90,8 @@ def _train_and_publish(
             on_step=report.on_step,
             should_stop=should_stop,
         )
-        reference = measure_reference(tuned.model, tokenizer, choose_probes(prepared.train))
+        probes, four_bits = choose_probes(prepared.train), config.model.weights == "4bit"
+        reference = measure_reference(tuned.model, tokenizer, probes, four_bits=four_bits)
         tuned.save_adapter(staging.path / "adapter")
         tuned.release()
         artifacts = export(base, staging.path, base_has_files, quantizations=quantizations, say=report.say)

@@ -51,11 +51,15 @@ LEAST_CHANGE = 0.001  # nats by which a fine-tune differs from its base
 
 @dataclass(frozen=True)
 class Reference:
-    """The trained model with its adapter, and the base, measured before anything was exported."""
+    """The trained model with its adapter, and the base, measured before anything was exported.
+
+    `four_bits`: the base was in 4 bits while it was trained, so the merged 16-bit weights answer a little differently.
+    """
 
     probes: list[Probe]
     tuned: Measured
     base: Measured
+    four_bits: bool
 
     @property
     def answers(self) -> list[list[int]]:
@@ -68,12 +72,12 @@ class Reference:
         return [number for number, ids in enumerate(self.answers) if self.tuned.greedy[number] == ids]
 
 
-def measure_reference(model: Any, tokenizer: Any, probes: list[Probe]) -> Reference:
+def measure_reference(model: Any, tokenizer: Any, probes: list[Probe], *, four_bits: bool = False) -> Reference:
     """`model` is the PeftModel as trained."""
     tuned = measure(model, tokenizer, probes)
     with model.disable_adapter():
         base = measure(model, tokenizer, probes)
-    return Reference(probes, tuned, base)
+    return Reference(probes, tuned, base, four_bits)
 
 
 def verify(
@@ -156,7 +160,7 @@ def _check_merged(merged: Measured, reference: Reference) -> Check:
     if len(set(sizes.values())) > 1:
         return Check("merged is the fine-tune", False, {**sizes}, "the same vocabulary")
     found = compare(reference.tuned.logprobs, merged.logprobs, reference.answers)
-    return _agreement("merged", found, MERGED, reference, merged.greedy)
+    return _agreement("merged", found, FEWER_BITS if reference.four_bits else MERGED, reference, merged.greedy)
 
 
 def _agreement(

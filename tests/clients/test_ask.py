@@ -1,134 +1,102 @@
-"""Faults of a server, each provoked by a stub; what works is proven against the real engine in tests/e2e."""
+"""Asking: faults of a server, retries, resuming; what works is proven against the real engine in tests/e2e."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from clients import ask
-from clients.ask import Answer, AskOptions, ask_all, read_answers
+from clients.answers import Answer, read_answers
+from clients.ask import AskOptions, ask_all
 from clients.endpoint import Endpoint, model_names, refuse_unknown, served_run
-from clients.evaluate import scored, summarise
+from clients.eval_config import EvalConfig, read_config
+from clients.evaluate import gate, scored, summarise
 from clients.questions import Question
-from clients.run_eval import EvalWish, run_eval
+from clients.run_eval import EvalOutcome, EvalWish, run_eval
 from modelstore import UserError
 
-
-class Stub(BaseHTTPRequestHandler):
-    """Answers as the user's text says."""
-
-    protocol_version = "HTTP/1.0"
-    asked: list[str] = []  # noqa: RUF012  one list for the whole server
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        if "secret" in str(self.headers.get("Authorization")):
-            self._json(401, {"error": {"message": "no"}})
-        else:
-            self._json(
-                200, {"object": "list", "data": [{"id": i, "object": "model"} for i in ("run-1", "tuned", "base")]}
-            )
-
-    def do_POST(self) -> None:
-        wish = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        text = wish["messages"][-1]["content"]
-        self.asked.append(text)
-        if text == "500":
-            self._json(500, {"error": {"message": "broken"}})
-        elif text == "400":
-            self._json(400, {"error": {"message": "context overflow"}})
-        elif text == "500 once" and self.asked.count(text) == 1:
-            self._json(500, {"error": {"message": "broken"}})
-        else:
-            self._stream(text)
-
-    def _stream(self, text: str) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream")
-        self.end_headers()
-        self._event({"choices": [{"index": 0, "delta": {"content": "" if text == "empty" else "Tomas "}}]})
-        if text == "garbage":
-            self.wfile.write(b"data: {not json}\n\n")
-        if text in ("dies", "garbage"):
-            return
-        self._event({"choices": [{"index": 0, "delta": {"content": "" if text == "empty" else "Reyes"}}]})
-        self._event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
-        self._event({"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}})
-        self.wfile.write(b"data: [DONE]\n\n")
-
-    def _event(self, data: dict[str, Any]) -> None:
-        head = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "m"}
-        self.wfile.write(f"data: {json.dumps(head | data)}\n\n".encode())
-
-    def _json(self, status: int, body: dict[str, Any]) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.end_headers()
-        self.wfile.write(json.dumps(body).encode())
-
-
-@pytest.fixture
-def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
-    monkeypatch.setattr(ask, "FIRST_WAIT_S", 0.01)
-    Stub.asked = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Stub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield Endpoint(f"http://127.0.0.1:{server.server_port}/v1", "k")
-    server.shutdown()
+FAULTS = ["500", "400", "dies", "garbage", "null", "number", "bytes", "error event", "reset"]
 
 
 def question(text: str) -> Question:
     return Question(f"id-{text}", "process", text, "Tomas Reyes", (("Tomas Reyes",),))
 
 
-def asked(endpoint: Endpoint, results: Path, *texts: str) -> list[Answer]:
+def ask(endpoint: Endpoint, results: Path, *texts: str, **options: Any) -> list[Answer]:
     rows = [question(text) for text in texts]
-    return asyncio.run(ask_all(endpoint, "tuned", rows, AskOptions(), results, lambda _: None))
+    return asyncio.run(ask_all(endpoint, "tuned", rows, AskOptions(**options), results, lambda _: None))
 
 
 def test_a_good_answer_has_its_timing(endpoint: Endpoint, tmp_path: Path) -> None:
-    (answer,) = asked(endpoint, tmp_path / "r", "fine")
+    (answer,) = ask(endpoint, tmp_path / "r", "fine")
     assert (answer.text, answer.finish_reason, answer.output_tokens, answer.error) == ("Tomas Reyes", "stop", 2, "")
     assert answer.ttft_ms is not None and answer.ttft_ms > 0
 
 
-@pytest.mark.parametrize("text", ["500", "400", "dies", "garbage", "empty"])
+@pytest.mark.parametrize("text", FAULTS)
 def test_a_fault_is_counted_and_never_scored(endpoint: Endpoint, tmp_path: Path, text: str) -> None:
-    answers = asked(endpoint, tmp_path / "r", text)
+    answers = ask(endpoint, tmp_path / "r", text)
     assert answers[0].error
     rows = scored([question(text)], answers)
-    assert rows[0].score is None
-    summary = summarise(rows, rows)
+    summary = summarise({"base": rows, "tuned": rows})
     assert summary["tuned"]["failed"] == 1 and summary["tuned"]["strict"] is None
     assert summary["comparison"] is None and summary["verdict"] == "No question was answered by both."
+    assert gate(summary)["passed"] is False
+
+
+def test_an_empty_answer_is_an_answer_and_wrong(endpoint: Endpoint, tmp_path: Path) -> None:
+    rows = scored([question("empty")], ask(endpoint, tmp_path / "r", "empty"))
+    summary = summarise({"base": rows, "tuned": rows})
+    assert (summary["tuned"]["failed"], summary["tuned"]["empty"], summary["tuned"]["strict"]) == (0, 1, 0.0)
+    assert summary["tuned"]["ttft_ms_p50"] is None and summary["tuned"]["density"] is None
 
 
 def test_a_passing_fault_is_tried_again_and_a_refusal_is_not(endpoint: Endpoint, tmp_path: Path) -> None:
-    once, refused = asked(endpoint, tmp_path / "r", "500 once", "400")
+    once, refused, broken = ask(endpoint, tmp_path / "r", "500 once", "400", "dies", attempts=3)
     assert (once.error, once.attempts) == ("", 2)
-    assert refused.attempts == 1
+    assert (refused.attempts, broken.attempts) == (1, 3)
 
 
-def test_an_interrupted_evaluation_does_not_ask_twice(endpoint: Endpoint, tmp_path: Path) -> None:
-    asked(endpoint, tmp_path / "r", "one")
+def test_an_interrupted_evaluation_does_not_ask_twice(endpoint: Endpoint, tmp_path: Path, asked: list[str]) -> None:
+    ask(endpoint, tmp_path / "r", "one", "split\u2028line")
     with (tmp_path / "r").open("a") as file:
         file.write('{"question_id": "id-tw')  # cut off by a crash
-    Stub.asked = []
-    answers = asked(endpoint, tmp_path / "r", "one", "two")
-    assert Stub.asked == ["two"] and [a.error for a in answers] == ["", ""]
-    assert len(read_answers(tmp_path / "r")) >= 1
+    asked.clear()
+    answers = ask(endpoint, tmp_path / "r", "one", "two", "split\u2028line")
+    assert asked == ["two"] and [a.error for a in answers] == ["", "", ""]
+    assert [a.question_id for a in read_answers(tmp_path / "r")] == ["id-one", "id-split\u2028line", "id-two"]
 
 
-def test_who_is_there_is_checked_first(endpoint: Endpoint, tmp_path: Path) -> None:
+def test_failed_requests_are_asked_again_when_continued(endpoint: Endpoint, tmp_path: Path) -> None:
+    (first,) = ask(endpoint, tmp_path / "r", "500 once", attempts=1)
+    (second,) = ask(endpoint, tmp_path / "r", "500 once", attempts=1)
+    assert first.error and not second.error
+
+
+def test_samples_are_asked_with_seeds_of_their_own(endpoint: Endpoint, tmp_path: Path) -> None:
+    answers = ask(endpoint, tmp_path / "r", "one", "two", samples=3, temperature=0.7)
+    assert [(a.question_id, a.sample) for a in answers] == [(f"id-{q}", n) for q in ("one", "two") for n in range(3)]
+    (row, _) = scored([question("one"), question("two")], answers)
+    assert len(row.scores) == 3 and row.rate == 1.0
+
+
+def test_100_000_questions_fit(endpoint: Endpoint, tmp_path: Path, asked: list[str]) -> None:
+    rows = [question(str(number)) for number in range(100_000)]
+    lines = (
+        json.dumps(Answer(row.id, "tuned", "Tomas Reyes", "", "stop", 5.0, 0.1, 2, 1).__dict__) + "\n"
+        for row in rows[:-2]
+    )
+    (tmp_path / "r").write_text("".join(lines))
+    answers = asyncio.run(ask_all(endpoint, "tuned", rows, AskOptions(), tmp_path / "r", lambda _: None))
+    assert len(answers) == 100_000 and asked == ["99998", "99999"]
+    ours = scored(rows, answers)
+    assert summarise({"base": ours, "tuned": ours})["comparison"]["questions"] == 100_000
+
+
+def test_who_is_there_is_checked_first(endpoint: Endpoint) -> None:
     names = asyncio.run(model_names(endpoint))
     assert served_run(names) == "run-1"
     with pytest.raises(UserError, match="has no model 'nope'"):
@@ -139,15 +107,63 @@ def test_who_is_there_is_checked_first(endpoint: Endpoint, tmp_path: Path) -> No
         asyncio.run(model_names(Endpoint("http://127.0.0.1:1/v1")))
 
 
-def test_the_report_escapes_what_a_model_says(endpoint: Endpoint, tmp_path: Path) -> None:
-    questions = tmp_path / "q.jsonl"
+def evaluated(endpoint: Endpoint, folder: Path, *texts: str, **options: Any) -> EvalOutcome:
     row = {"category": "c", "answer": "a", "key_points": [["Tomas Reyes"]]}
+    lines = [json.dumps(row | {"id": str(number), "question": text}) + "\n" for number, text in enumerate(texts)]
+    (folder / "q.jsonl").write_text("".join(lines))
+    wish = EvalWish(folder / "q.jsonl", folder / "models", folder / "out", EvalConfig(**options))
+    return asyncio.run(run_eval(endpoint, wish))
+
+
+def test_the_report_escapes_what_a_model_says(endpoint: Endpoint, tmp_path: Path) -> None:
     texts = ["<script>alert(1)</script>", "emoji 🚢 שלום", "x" * 50_000, "dies"]
-    questions.write_text("".join(json.dumps(row | {"id": str(i), "question": t}) + "\n" for i, t in enumerate(texts)))
-    wish = EvalWish(questions, tmp_path / "models", tmp_path / "out", "base", "tuned", AskOptions())
-    outcome = asyncio.run(run_eval(endpoint, wish))
+    outcome = evaluated(endpoint, tmp_path, *texts)
     page = outcome.report.read_text()
     assert "<script>alert(1)" not in page and "&lt;script&gt;alert(1)" in page and "🚢" in page
-    assert outcome.failed == 2 and outcome.summary["tuned"]["strict"] == 1.0
+    assert outcome.gate["failed_requests"] == 2 and outcome.summary["tuned"]["strict"] == 1.0
     assert "2 requests failed" in (tmp_path / "out" / "report.md").read_text()
     assert "http" not in page.replace("https://", "http").split("<body>")[0]
+
+
+def test_the_gate_is_written_for_promote(endpoint: Endpoint, tmp_path: Path) -> None:
+    evaluated(endpoint, tmp_path, "one", "two")
+    found = json.loads((tmp_path / "out" / "gate.json").read_text())
+    assert found["passed"] is True and found["level"] == 0.05
+    assert found["categories"]["c"]["questions"] == 2
+
+
+def test_further_models_are_compared_with_the_base(endpoint: Endpoint, tmp_path: Path) -> None:
+    outcome = evaluated(endpoint, tmp_path, "one", also=("run-1",))
+    assert outcome.summary["others"]["run-1"]["comparison"]["questions"] == 1
+    assert "**run-1**" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_a_folder_is_not_continued_with_other_questions_or_options(endpoint: Endpoint, tmp_path: Path) -> None:
+    evaluated(endpoint, tmp_path, "one")
+    evaluated(endpoint, tmp_path, "one", concurrency=2)
+    with pytest.raises(UserError, match="asked with other options"):
+        evaluated(endpoint, tmp_path, "one", seed=1)
+    with pytest.raises(UserError, match="asked with other questions"):
+        evaluated(endpoint, tmp_path, "two")
+
+
+def test_the_config_file_is_checked_whole_and_options_win(tmp_path: Path) -> None:
+    path = tmp_path / "eval.toml"
+    path.write_text("max_tokens = 12\nseed = 5\n")
+    config = read_config(path, {"seed": 7})
+    assert (config.max_tokens, config.seed) == (12, 7)
+    path.write_text("max_tokens = 0\nmax_token = 3\n")
+    with pytest.raises(UserError, match=r"(?s)2 mistake.*max_tokens: .*max_token: "):
+        read_config(path, {})
+    with pytest.raises(UserError, match="cannot be read"):
+        path.write_text("=") and read_config(path, {})
+    with pytest.raises(UserError, match="needs a temperature"):
+        read_config(None, {"samples": 3})
+    with pytest.raises(UserError, match="not compared with itself"):
+        read_config(None, {"base": "a", "tuned": "a"})
+    with pytest.raises(UserError, match="no config file"):
+        read_config(tmp_path / "none.toml", {})
+
+
+def test_the_shipped_config_states_the_defaults() -> None:
+    assert read_config(Path(__file__).parents[2] / "configs" / "eval.toml", {}) == EvalConfig()

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 
 from clients import statistics
-from clients.statistics import Comparison, compare, holm, verdict, wilson
+from clients.evaluate import Scored, gate, summarise
+from clients.questions import Question
+from clients.scorers import Score
+from clients.statistics import Comparison, compare, holm, mean_interval, share_interval, wilson
+from clients.verdicts import verdict
 
 
 def test_wilson_against_published_values() -> None:
@@ -25,15 +29,45 @@ def test_wilson_covers_the_truth() -> None:
     assert 0.93 <= np.mean(covered) <= 0.97
 
 
-def test_the_paired_bootstrap_covers_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("questions", "shares", "difference"),
+    [  # shares of questions that both answer, only tuned, only base, none
+        (120, (0.3, 0.4, 0.1, 0.2), 0.3),
+        (48, (0.05, 0.88, 0.0, 0.07), 0.88),
+        (48, (0.6, 0.1, 0.1, 0.2), 0.0),
+    ],
+)
+def test_the_paired_bootstrap_covers_the_truth(
+    monkeypatch: pytest.MonkeyPatch, questions: int, shares: tuple[float, ...], difference: float
+) -> None:
     monkeypatch.setattr(statistics, "RESAMPLES", 1000)
     rng = np.random.default_rng(2)
     covered = []
-    for _ in range(2000):  # truth: both right 30%, only tuned 40%, only base 10%: difference 30 points
-        kind = rng.choice(4, 120, p=[0.3, 0.4, 0.1, 0.2])
-        found = compare(list((kind == 0) | (kind == 2)), list(kind <= 1))
-        covered.append(found.low <= 0.3 <= found.high)
+    for _ in range(2000):
+        kind = rng.choice(4, questions, p=shares)
+        found = compare((kind == 0) | (kind == 2), kind <= 1)
+        covered.append(found.low - 1e-9 <= difference <= found.high + 1e-9)
+    assert 0.93 <= np.mean(covered) <= 0.975
+
+
+def test_intervals_of_pass_rates_cover_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "RESAMPLES", 1000)
+    rng = np.random.default_rng(4)
+    covered = []
+    for _ in range(2000):  # questions differ: each has a pass rate of its own, 0.6 on average
+        own = rng.beta(3, 2, 60)
+        low, high = share_interval(list(rng.binomial(5, own) / 5))
+        covered.append(low <= 0.6 <= high)
     assert 0.93 <= np.mean(covered) <= 0.97
+
+
+def test_twenty_wins_of_twenty_leave_doubt() -> None:
+    found = compare([0.0] * 20, [1.0] * 20)
+    assert found.difference == 1.0 and 0.75 < found.low < 0.95 and found.high > 0.97
+    low, high = mean_interval([4.0] * 10, 1, 5)
+    assert 3 < low < 4 < high < 5
+    with pytest.raises(ValueError, match="no values"):
+        mean_interval([], 1, 5)
 
 
 def test_mcnemar_raises_at_most_the_stated_false_alarms(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,12 +80,43 @@ def test_mcnemar_raises_at_most_the_stated_false_alarms(monkeypatch: pytest.Monk
     assert alarms / 2000 <= 0.05
 
 
+def answered(rights: np.ndarray) -> list[Scored]:
+    """Scored answers to 40 questions in each of three categories."""
+    return [
+        Scored(Question(str(n), "abc"[n // 40], "?", "a", ()), (), (Score(bool(right), 1.0, (), ()),))
+        for n, right in enumerate(rights)
+    ]
+
+
+def test_the_gate_raises_at_most_the_stated_false_alarms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "RESAMPLES", 2)
+    rng = np.random.default_rng(5)
+    alarms = 0
+    for _ in range(600):  # no difference: 25% only tuned, 25% only base
+        kind = rng.choice(3, 120, p=[0.5, 0.25, 0.25])
+        alarms += not gate(summarise({"base": answered(kind == 1), "tuned": answered(kind == 2)}), 0.1)["passed"]
+    assert 0.02 <= alarms / 600 <= 0.1
+
+
+def test_the_gate_sees_one_bad_category() -> None:
+    base, tuned = np.ones(120, dtype=bool), np.ones(120, dtype=bool)
+    tuned[80:100] = False
+    found = gate(summarise({"base": answered(base), "tuned": answered(tuned)}))
+    assert not found["passed"] and [name for name, one in found["categories"].items() if not one["passed"]] == ["c"]
+
+
 def test_mcnemar_is_the_exact_binomial_test() -> None:
     found = compare([True] * 2 + [False] * 10, [False] * 2 + [True] * 10)
     assert (found.only_tuned, found.only_base) == (10, 2)
     assert found.p_value == pytest.approx(2 * (1 + 12 + 66) / 2**12)
     with pytest.raises(ValueError, match="pairs"):
         compare([], [])
+
+
+def test_pass_rates_are_tested_by_flipping_signs() -> None:
+    found = compare([0.2, 0.4, 0.0, 0.6, 0.2, 0.2], [0.8, 0.8, 0.6, 1.0, 0.6, 0.4])
+    assert found.p_value == pytest.approx(2 / 2**6) and found.p_worse == 1.0
+    assert "permutation" in verdict(found)
 
 
 def test_holm_steps_down() -> None:
@@ -64,10 +129,11 @@ def test_holm_steps_down() -> None:
     [
         (Comparison(40, 0.5, 0.3, 0.7, 0.001, 20, 0), "is better than the base model by 50.0 points"),
         (Comparison(40, -0.5, -0.7, -0.3, 0.001, 0, 20), "is worse than the base model by 50.0 points"),
-        (Comparison(40, 0.02, -0.1, 0.1, 0.9, 6, 5), "Cannot tell the two models apart"),
+        (Comparison(40, 0.025, -0.1, 0.1, 0.9, 6, 5), "Cannot tell the tuned model from the base model"),
     ],
 )
 def test_the_verdict_is_a_plain_sentence(found: Comparison, part: str) -> None:
     assert part in verdict(found)
     if found.p_value > 0.05:
-        assert "more questions would be needed" in verdict(found)
+        assert "more would be needed" in verdict(found) and "with 40 questions" in verdict(found)
+    assert "40 道" in verdict(found, "zh") and "模型 x" in verdict(found, "zh", "x")

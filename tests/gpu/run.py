@@ -6,7 +6,7 @@ plain    the plain stack (transformers, bitsandbytes, peft, trl) on the rows of 
 phi3     Phi-3-mini's architecture with random weights and the real vocabulary: the preset's 200 steps on rows that fill
          2048 tokens, then merge, GGUF, verification, publication; memory, speed and export times
 smollm2  SmolLM2-135M with real weights: the demo's config through Unsloth, served, evaluated; and a run that is
-         interrupted and resumed. It starts when phi3 has trained, so that nothing disturbs the timing.
+         interrupted and resumed. It starts to import when phi3 has nearly trained: nothing disturbs the timing.
 
 TUNESHIP_LLAMACPP names a llama.cpp folder built for the GPU. Prints one closing line with counts.
 """
@@ -68,9 +68,9 @@ def main() -> int:
     os.environ["UNSLOTH_DISABLE_STATISTICS"] = os.environ["HF_HUB_OFFLINE"] = "1"
     wish.out.mkdir(parents=True, exist_ok=True)
     wish.work.mkdir(parents=True, exist_ok=True)
-    wish.phi3_trained, names = threading.Event(), wish.stages.split(",")
+    wish.phi3_nearly_trained, names = threading.Event(), wish.stages.split(",")
     if "phi3" not in names:
-        wish.phi3_trained.set()
+        wish.phi3_nearly_trained.set()
     beside = threading.Thread(target=lambda: results.append(run_stage("smollm2", wish)))
     results: list[Result] = []
     if "plain" in names:
@@ -79,7 +79,7 @@ def main() -> int:
         beside.start()
     if "phi3" in names:
         results.append(run_stage("phi3", wish))
-        wish.phi3_trained.set()
+        wish.phi3_nearly_trained.set()
     if "smollm2" in names:
         beside.join()
     checks = {check: passed for result in results for check, passed in result["checks"].items()}

@@ -1,0 +1,36 @@
+"""What a server says about its own memory, in Prometheus text."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import urllib.request
+
+from clients.endpoint import Endpoint
+
+_SAMPLE = re.compile(r"^\w*resident_memory_bytes(?:\{(?P<labels>[^}]*)\})?\s+(?P<value>\S+)", re.MULTILINE)
+
+
+async def model_memory(endpoint: Endpoint, model: str) -> float | None:
+    """Bytes that the processes of `model` hold, from /metrics beside the API; None where the server does not say."""
+    try:
+        return memory_bytes(await asyncio.to_thread(_metrics, endpoint), model)
+    except (OSError, ValueError):
+        return None
+
+
+def _metrics(endpoint: Endpoint) -> str:
+    root = endpoint.url.rstrip("/").removesuffix("/v1")
+    request = urllib.request.Request(f"{root}/metrics", headers={"Authorization": f"Bearer {endpoint.key}"})  # noqa: S310
+    with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310  the user's own endpoint
+        return str(answer.read().decode("utf-8"))
+
+
+def memory_bytes(text: str, model: str) -> float | None:
+    """The sum of the samples `…resident_memory_bytes` that carry this model's label, or no model label."""
+    found = [
+        float(sample["value"])
+        for sample in _SAMPLE.finditer(text)
+        if "model=" not in (sample["labels"] or "") or f'model="{model}"' in sample["labels"]
+    ]
+    return sum(found) if found else None

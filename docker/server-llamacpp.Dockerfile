@@ -1,0 +1,88 @@
+# Serves a run and its base model with llama.cpp. Targets: cpu (default), cuda.
+#   docker build -f docker/server-llamacpp.Dockerfile --target cpu -t tuneship/server-llamacpp:cpu .
+ARG PYTHON_IMAGE=python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
+ARG CUDA_IMAGE=nvidia/cuda:13.0.1-devel-ubuntu22.04@sha256:bb3de902bc1b522231cffea98a4d25a16ddb9fc8685a958b48d83036f46fd0c2
+
+# --build-context wheels=FOLDER replaces it
+FROM scratch AS wheels
+
+FROM ${PYTHON_IMAGE} AS system
+# the wheel of llama.cpp links to libgomp
+RUN --mount=type=bind,source=docker/install,target=/install \
+    --mount=type=secret,id=apt_sources --mount=type=secret,id=ca_bundle \
+    /install/apt libgomp1
+
+FROM system AS dependencies
+RUN --mount=type=bind,source=docker/install,target=/install \
+    --mount=type=bind,source=requirements,target=/requirements \
+    --mount=type=bind,from=wheels,target=/wheels \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=pip_conf --mount=type=secret,id=ca_bundle \
+    /install/pip -r /requirements/server.lock
+
+FROM system AS source
+WORKDIR /app
+COPY modelstore modelstore
+COPY server server
+RUN python3 -m compileall -q modelstore server
+
+# ---------------------------------------------------------------- llama.cpp for CUDA
+# Its source comes with the package llama-cpp-python (MIT), so a package mirror is all that this build needs.
+FROM ${CUDA_IMAGE} AS llamacpp
+# the cards of the last six years; one entry, as in 90-real, builds several times faster
+ARG CUDA_ARCHITECTURES=75-virtual;80-real;86-real;89-real;90-real
+ARG LLAMACPP_PYTHON_VERSION=0.3.36
+RUN --mount=type=bind,source=docker/install,target=/install \
+    --mount=type=secret,id=apt_sources --mount=type=secret,id=ca_bundle \
+    /install/apt cmake ninja-build python3-pip
+WORKDIR /src
+RUN --mount=type=bind,from=wheels,target=/wheels \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=pip_conf --mount=type=secret,id=ca_bundle \
+    if [ -s /run/secrets/pip_conf ]; then export PIP_CONFIG_FILE=/run/secrets/pip_conf; fi; \
+    if [ -s /run/secrets/ca_bundle ]; then export PIP_CERT=/run/secrets/ca_bundle; fi; \
+    python3 -m pip download --no-deps --no-binary llama-cpp-python --find-links /wheels \
+        "llama-cpp-python==$LLAMACPP_PYTHON_VERSION" \
+    && tar xzf llama_cpp_python-*.tar.gz --strip-components=1
+RUN cmake -S vendor/llama.cpp -B build -G Ninja -DCMAKE_BUILD_TYPE=Release \
+        -DGGML_CUDA=ON -DGGML_NATIVE=OFF -DGGML_CUDA_NCCL=OFF -DCMAKE_CUDA_ARCHITECTURES="$CUDA_ARCHITECTURES" \
+        -DBUILD_SHARED_LIBS=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF \
+        -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF \
+        -DCMAKE_EXE_LINKER_FLAGS="-Wl,-rpath,/opt/llamacpp -L/usr/local/cuda/lib64/stubs" \
+    && cmake --build build --target llama-server \
+    && mkdir /opt/llamacpp \
+    && cp -L build/bin/llama-server /usr/local/cuda/lib64/libcudart.so.13 /usr/local/cuda/lib64/libcublas.so.13 \
+        /usr/local/cuda/lib64/libcublasLt.so.13 /opt/llamacpp/
+
+# ---------------------------------------------------------------- images
+FROM system AS image
+ARG UID=10001
+ARG GID=10001
+LABEL org.opencontainers.image.title="Tuneship server (llama.cpp)" \
+      org.opencontainers.image.description="Serves a fine-tuned model and its base on one OpenAI-compatible endpoint."
+RUN install -d -o "$UID" -g "$GID" /app/models
+WORKDIR /app
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONPATH=/app \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    HOME=/tmp
+COPY --link --from=dependencies /opt/venv /opt/venv
+COPY --link --from=source /app /app
+USER ${UID}:${GID}
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+# healthy is: both models generated a token a moment ago; an open port is not enough
+HEALTHCHECK --interval=10s --timeout=8s --start-period=10m --start-interval=1s --retries=3 \
+    CMD ["python3", "-m", "server", "wait", "--timeout-s", "0"]
+ENTRYPOINT ["python3", "-m", "server"]
+CMD ["serve", "--host", "0.0.0.0"]
+
+FROM image AS cuda
+COPY --link --from=llamacpp /opt/llamacpp /opt/llamacpp
+ENV TUNESHIP_LLAMA_SERVER=/opt/llamacpp/llama-server \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+CMD ["serve", "--host", "0.0.0.0", "--gpu-layers", "999"]
+
+FROM image AS cpu

@@ -1,0 +1,62 @@
+"""What can drift between compose files, Dockerfiles and their explanations; no engine is needed."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+COMPOSE = sorted(ROOT.glob("compose*.yaml"))
+DOCKERFILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
+
+
+def text(paths: list[Path]) -> str:
+    return "\n".join(path.read_text(encoding="utf-8") for path in paths)
+
+
+def test_env_example_explains_every_variable_with_its_default_and_no_other() -> None:
+    said = dict(re.findall(r"^#?([A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE))
+    used = dict(re.findall(r"\$\{([A-Z_]+)(?::-([^}]*))?", text(COMPOSE)))
+    handed_on = re.findall(r"([A-Z_]+): null", text(COMPOSE))
+    assert set(said) == {*used, *handed_on}
+    of_cpu = dict(re.findall(r"\$\{([A-Z_]+):-([^}]*)\}", (ROOT / "compose.yaml").read_text()))
+    of_cpu = {name: value for name, value in of_cpu.items() if not name.endswith("_IMAGE")}  # said where they are used
+    del of_cpu["TUNESHIP_SERVER_MEMORY"], of_cpu["TUNESHIP_KEYS_FILE"]  # vLLM needs more; empty means none
+    assert {name: said[name] for name in of_cpu} == of_cpu
+
+
+def test_every_base_image_is_pinned_by_digest_and_can_be_replaced() -> None:
+    for path in DOCKERFILES:
+        dockerfile = path.read_text()
+        stages = set(re.findall(r"^FROM .* AS (\S+)$", dockerfile, re.MULTILINE))
+        bases = set(re.findall(r"^FROM (\S+)", dockerfile, re.MULTILINE)) - stages - {"scratch"}
+        assert bases, path
+        for base in bases:
+            (name,) = re.fullmatch(r"\$\{(\w+)\}", base).groups()  # type: ignore[union-attr]
+            assert re.search(rf"^ARG {name}=\S+:\S+@sha256:[0-9a-f]{{64}}$", dockerfile, re.MULTILINE), (path, name)
+
+
+def test_dockerfiles_name_no_registry_and_no_mirror() -> None:
+    assert not re.search(r"https?://|[a-z0-9-]+\.(io|com|org|cn)/", text(DOCKERFILES))
+
+
+def test_every_image_runs_as_the_same_user_and_has_the_same_mount_point() -> None:
+    for path in DOCKERFILES:
+        dockerfile = path.read_text()
+        assert set(re.findall(r"^ARG UID=(\d+)$", dockerfile, re.MULTILINE)) == {"10001"}, path
+        assert dockerfile.rstrip().count("USER ${UID}:${GID}") >= 1, path
+        assert re.search(r'install -d -o "\$UID" -g "\$GID" /app/models', dockerfile), path
+
+
+def test_the_proxy_configuration_is_what_its_tool_writes() -> None:
+    written = subprocess.check_output([ROOT / "tools/balancer.py", "--tls", "server:8000"], text=True)
+    assert (ROOT / "docker" / "haproxy.cfg").read_text() == written
+
+
+@pytest.mark.parametrize("server", ["gpu1:x", "a b", "gpu1;rm", ""])
+def test_the_balancer_refuses_what_is_no_host(server: str) -> None:
+    done = subprocess.run([ROOT / "tools/balancer.py", server], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "is no HOST" in done.stderr and not done.stdout
