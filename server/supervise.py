@@ -145,19 +145,19 @@ class Engine:
         fault = await self._prove()
         return "" if fault == TOO_SLOW and 0 < before < await self._steps() else fault
 
-    async def metrics(self) -> str:
-        """The engine's own metrics; empty when it does not answer."""
+    async def metrics(self, timeout_s: float) -> str:
+        """The engine's own metrics; empty when it does not answer in time."""
         from aiohttp import ClientError
 
         try:
-            async with self._session.get(f"{self.plan.url}/metrics", **self._wish(PROOF_TIMEOUT_S)) as reply:
+            async with self._session.get(f"{self.plan.url}/metrics", **self._wish(timeout_s)) as reply:
                 return await reply.text() if reply.status == 200 else ""
         except (ClientError, TimeoutError, ValueError, OSError):
             return ""
 
     async def _steps(self) -> int:
         """How many batches the engine has computed; 0 when it does not say."""
-        found = self.plan.probes.steps.search(await self.metrics())
+        found = self.plan.probes.steps.search(await self.metrics(PROOF_TIMEOUT_S))
         return int(found[1]) if found else 0
 
     async def _prove(self) -> str:
