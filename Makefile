@@ -18,7 +18,7 @@ run     := $(PYTHON) tools/runtime.py
 store   := $(PYTHON) -m modelstore --store $(STORE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train serve eval bench report chat logs ps down runs promote rollback prune bundle load check test test-gpu clean
+.PHONY: help setup demo train serve eval bench report chat logs ps down runs promote rollback prune bundle load doctor check test test-gpu clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ bundle: ## pack images, RUN, data and checksums into the folder TO=… for a hos
 
 load: ## restore such a folder: run it there
 	@$(PYTHON) tools/bundle.py load
+
+doctor: ## look whether this machine can train, serve and deploy; names what mends each failure
+	@$(PYTHON) tools/doctor.py --store $(STORE) --port $(PORT) $(ARGS)
 
 check: ## formatting, lint and types of everything
 	@$(PYTHON) tools/envs.py --dev
