@@ -22,7 +22,6 @@ EAGER_S = 0.1  # between two while it is starting
 PROOF_TIMEOUT_S = 30.0
 FAILED_PROOFS = 3  # a ready engine that fails so often in a row is restarted
 MAX_BACKOFF_S = 30.0
-STOP_S = 15.0  # above the limit that vLLM gets for its own shutdown
 PR_SET_PDEATHSIG = 1
 TOO_SLOW = f"no token within {PROOF_TIMEOUT_S:g} s"
 OTHER_TEMPLATE = "talks with another chat template than the one that the model was trained with"
@@ -67,7 +66,7 @@ class Engine:
         if self._process and self._process.returncode is None:
             self._signal(signal.SIGTERM)
             try:
-                await asyncio.wait_for(self._process.wait(), STOP_S)
+                await asyncio.wait_for(self._process.wait(), self.plan.stop_limit_s)
             except TimeoutError:
                 self._signal(signal.SIGKILL)
 
