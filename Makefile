@@ -40,7 +40,7 @@ eval: ## ask the server at URL the QUESTIONS, base against tuned
 	@$(run) eval --url $(URL) --questions $(QUESTIONS) --store $(STORE) $(ARGS)
 
 bench: ## measure latency and throughput of the server at URL
-	@$(run) bench --url $(URL) $(ARGS)
+	@$(run) bench --url $(URL) --store $(STORE) $(ARGS)
 
 report: ## write the report of RUN's newest evaluation again
 	@$(run) report $(RUN) --store $(STORE) $(ARGS)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clients.answers import Answer, appending, keep, read_answers
-from clients.endpoint import Endpoint
+from clients.endpoint import SENT, Endpoint
 from clients.questions import Question
 
 if TYPE_CHECKING:
@@ -112,7 +112,6 @@ async def _ask(
     import openai
 
     messages: Any = question.conversation(options.system)
-    began = time.perf_counter()
     stream = await client.chat.completions.create(
         model=model,
         messages=messages,
@@ -127,6 +126,7 @@ async def _ask(
         text, finish, tokens, first = await _received(stream)
     except (AttributeError, TypeError, KeyError) as fault:
         raise _BrokenOffError(f"the stream is malformed: {fault}") from None
+    began = stream.response.request.extensions[SENT]
     seconds = time.perf_counter() - began
     if not finish:
         raise _BrokenOffError("the stream ended without a finish reason")

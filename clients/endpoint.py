@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from modelstore import UserError
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
+
+
+SENT = "sent_at"
+
+
+async def _note_sending(request: Any) -> None:
+    """The time at which a request leaves the client library, which needs some milliseconds to build it."""
+    request.extensions[SENT] = time.perf_counter()
 
 
 @dataclass(frozen=True)
@@ -22,9 +31,10 @@ class Endpoint:
 
     def client(self, timeout_s: float = 120.0) -> AsyncOpenAI:
         """The official client; retries are ours, so that they are counted."""
-        from openai import AsyncOpenAI
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
-        return AsyncOpenAI(base_url=self.url, api_key=self.key, timeout=timeout_s, max_retries=0)
+        http = DefaultAsyncHttpxClient(timeout=timeout_s, event_hooks={"request": [_note_sending]})
+        return AsyncOpenAI(base_url=self.url, api_key=self.key, timeout=timeout_s, max_retries=0, http_client=http)
 
     @property
     def key(self) -> str:

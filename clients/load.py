@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from clients.endpoint import SENT
+
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
@@ -85,7 +87,6 @@ async def request(client: AsyncOpenAI, load: Load, prompt: str, due: float | Non
     """
     arrivals: list[float] = []
     usage: Any = None
-    began = time.perf_counter()
     stream = await client.chat.completions.create(
         model=load.model,
         messages=[{"role": "user", "content": prompt}],
@@ -95,6 +96,7 @@ async def request(client: AsyncOpenAI, load: Load, prompt: str, due: float | Non
         stream_options={"include_usage": True},
         extra_body={"ignore_eos": True} if load.ignore_eos else None,
     )
+    began = stream.response.request.extensions[SENT]
     async for chunk in stream:
         if chunk.choices and chunk.choices[0].delta.content:
             arrivals.append(time.perf_counter() - began)
