@@ -148,7 +148,8 @@ def in_clients(command: str, options: list[str], machine: Machine, said: str) ->
     environment = of_store(take(options, "--store", "models"))
     if command != "report":
         options += ["--url", reachable(take(options, "--url", "http://127.0.0.1:8000/v1"))]
-    mounts = mount(find(options, "--questions"))
+    mounts = [part for name in FILE_OPTIONS for part in mount(find(options, name))]
+    mounts += written(find(options, "--out"), environment)
     names = [name for name in ("TUNESHIP_API_KEY", "OPENAI_API_KEY") if os.environ.get(name)]
     handed_on = [part for name in names for part in ("--env", name)]
     run = [*compose(machine), "--profile", "eval", "run", "--rm", *build(), "--no-deps"]
@@ -182,6 +183,17 @@ def mount(file: str) -> list[str]:
     if not Path(file).is_file():
         raise Refused(f"There is no file {file}.")
     return ["--volume", f"{Path(file).resolve()}:{Path('/app') / file}:ro"]
+
+
+def written(folder: str, environment: Mapping[str, str]) -> list[str]:
+    """A folder for results, which belongs to the containers' user; the store is mounted anyway."""
+    if not folder or Path(folder).resolve().is_relative_to(environment["TUNESHIP_STORE"]):
+        return []
+    path = Path(folder).resolve()
+    path.mkdir(parents=True, exist_ok=True)
+    if os.geteuid() == 0:
+        os.chown(path, int(environment["TUNESHIP_UID"]), int(environment["TUNESHIP_GID"]))
+    return ["--volume", f"{path}:{Path('/app') / folder}"]
 
 
 def of_store(folder: str) -> dict[str, str]:
