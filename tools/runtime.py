@@ -221,7 +221,8 @@ def look(environment: Mapping[str, str]) -> Machine:
     if not info or not _output("docker", "compose", "version"):
         return Machine(False, False, False, wanted, wish)
     has_gpu = "nvidia" in json.loads(info) and bool(_output("nvidia-smi", "-L"))
-    labels = ("label=com.docker.compose.project=tuneship", "label=com.docker.compose.oneoff=False")
+    project = environment.get("COMPOSE_PROJECT_NAME") or "tuneship"
+    labels = (f"label=com.docker.compose.project={project}", "label=com.docker.compose.oneoff=False")
     up = _output("docker", "ps", "--format", "{{.Names}}", *(part for label in labels for part in ("-f", label)))
     return Machine(True, has_gpu, "-server-" in up, wanted, wish)
 
