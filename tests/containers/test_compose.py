@@ -243,7 +243,13 @@ def test_down_leaves_nothing(project: Make) -> None:
         assert not docker(*what, "-f", f"label=com.docker.compose.project={kit.name}")
 
 
-@pytest.mark.parametrize("profile", ["train", "serve-llamacpp", "serve-vllm", "eval"])
+@pytest.mark.parametrize("profile", ["train", "serve-llamacpp", "serve-vllm", "eval", "observability", "proxy"])
 @pytest.mark.parametrize("files", [["compose.yaml"], ["compose.yaml", "compose.gpu.yaml"]])
 def test_every_profile_is_valid(engine: None, profile: str, files: list[str]) -> None:
     Project("tuneship", {}, files).must("--profile", profile, "config", "--quiet")
+
+
+@pytest.mark.parametrize("profile", ["head", "worker", "serve"])
+def test_the_file_for_several_nodes_is_valid(engine: None, profile: str) -> None:
+    wish = {"MODEL": "/srv/model", "NODE_IP": "10.0.0.1"}
+    Project("tuneship-nodes", wish, ["deploy/multi-node/compose.yaml"]).must("--profile", profile, "config", "--quiet")
