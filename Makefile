@@ -69,6 +69,9 @@ rollback: ## let the channel `current` name the run before
 prune: ## delete the runs that no channel names
 	@$(store) prune $(ARGS)
 
+deploy: ## over ssh to HOST="user@gpu1 …": check, copy, build, start; ARGS for tools/deploy.py
+	@$(PYTHON) tools/deploy.py $(HOST) $(or $(ARGS),--profile train --profile serve-vllm)
+
 bundle: ## pack images, RUN, data and checksums into the folder TO=… for a host without a network
 	@$(PYTHON) tools/bundle.py pack $(TO) --store $(STORE) --run $(RUN) $(ARGS)
 
