@@ -87,7 +87,7 @@ def test_the_report_loads_nothing_and_keeps_ids_apart(report: Path) -> None:
     html = report.read_text(encoding="utf-8")
     assert not re.search(r"(src|href)=[\"']?(https?:)?//", html) and "<b>Ask" not in html
     ids = re.findall(r'\bid="([^"]+)"', html)
-    assert len(ids) == len(set(ids)) and html.count("<svg") == 2
+    assert len(ids) == len(set(ids)) and html.count("<svg") == 4
     assert not re.search(r"#0[1-5]0[1-5]0[1-5]", html), "a plot keeps a colour of its own"
 
 
