@@ -70,8 +70,8 @@ def evaluate(url: str, api_key: str, as_json: bool, **wish: Any) -> None:
 @click.argument("run", default="current")
 @store
 @click.option("--compare", "others", multiple=True, help="Compare RUN with this run, several times, or with `all`.")
-@click.option("--out", type=PATH, default=Path("reports/compare.html"), show_default=True, help="Page of --compare.")
-def report(run: str, store: Path, others: tuple[str, ...], out: Path) -> None:
+@click.option("--out", type=PATH, help="Page of --compare; default: compare.html in the store's reports.")
+def report(run: str, store: Path, others: tuple[str, ...], out: Path | None) -> None:
     """Write the pages of RUN's newest evaluation again, with the newest load test, ratings and verdicts."""
     from clients.extras import with_extras
     from clients.folders import newest_report
@@ -80,7 +80,8 @@ def report(run: str, store: Path, others: tuple[str, ...], out: Path) -> None:
     if others:
         from clients.compare import points, write_comparison
 
-        print(write_comparison(points(store, () if "all" in others else (run, *others)), out))
+        found = points(store, () if "all" in others else (run, *others))
+        print(write_comparison(found, out or store / "reports" / "compare.html"))
         return
     path = newest_report(store, run)
     page = json.loads(path.read_text(encoding="utf-8"))

@@ -148,7 +148,7 @@ def in_clients(command: str, options: list[str], machine: Machine, said: str) ->
     environment = of_store(take(options, "--store", "models"))
     if command != "report":
         options += ["--url", reachable(take(options, "--url", "http://127.0.0.1:8000/v1"))]
-    mounts = mount(find(options, "--questions"))
+    mounts = [part for name in ("--questions", "--config") for part in mount(find(options, name))]
     names = [name for name in ("TUNESHIP_API_KEY", "OPENAI_API_KEY") if os.environ.get(name)]
     handed_on = [part for name in names for part in ("--env", name)]
     run = [*compose(machine), "--profile", "eval", "run", "--rm", *build(), "--no-deps"]

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -120,24 +121,48 @@ def rating(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     listening.server_close()
 
 
+def wait_for_lines(file: Path, count: int) -> None:
+    for _ in range(100):
+        if file.exists() and file.read_text().count("\n") >= count:
+            break
+        time.sleep(0.1)
+    assert file.read_text().count("\n") == count, "every click is kept"
+
+
+@in_browser
+def test_what_could_not_be_saved_comes_back(browser: Any, rating: tuple[str, Path]) -> None:
+    url, file = rating
+    page, _ = opened(browser, url)
+    page.fill("#name", "Ana")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#desk:visible")
+    question = page.inner_text("#question")
+    page.route("**/rate", lambda route: route.abort())
+    page.keyboard.press("s")
+    page.wait_for_function("document.getElementById('error').textContent")
+    assert page.inner_text("#question") == question and page.inner_text("#count") == "0 / 5" and not file.exists()
+    page.unroute("**/rate")
+    page.keyboard.press("s")
+    wait_for_lines(file, 1)
+    page.close()
+
+
 @in_browser
 @pytest.mark.parametrize("width", WIDTHS)
-def test_two_people_rate_with_keys_and_clicks(browser: Any, rating: tuple[str, Path], width: int) -> None:
+def test_a_person_rates_with_keys_and_clicks(browser: Any, rating: tuple[str, Path], width: int) -> None:
     url, file = rating
     page, faults = opened(browser, url, width)
     page.fill("#name", "Ana")
     page.keyboard.press("Enter")
     page.wait_for_selector("#desk:visible")
     assert "tuned" not in page.content().lower().replace("--tuned", ""), "the page tells which model is which"
-    for keys in ("24", "s", "5", "1"):  # a pair, the same, and one half of a pair with its other half
-        for key in keys:
-            page.keyboard.press(key)
-        page.wait_for_timeout(150)
+    for key in "24s51":  # a pair, the same, a pair: faster than they are saved
+        page.keyboard.press(key)
     assert page.inner_text("#count") == "3 / 5"
+    wait_for_lines(file, 3)
     page.keyboard.press("ArrowLeft")
     page.locator("#left .keys button").nth(2).click()
-    page.wait_for_timeout(150)
-    assert len(file.read_text().splitlines()) == 4, "every click is kept"
+    wait_for_lines(file, 4)
     page.reload()
     page.fill("#name", "Ana")
     page.keyboard.press("Enter")
@@ -146,7 +171,7 @@ def test_two_people_rate_with_keys_and_clicks(browser: Any, rating: tuple[str, P
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     for _ in range(2):
         page.click("#same")
-        page.wait_for_timeout(150)
+    wait_for_lines(file, 6)
     assert page.is_visible("#done") and faults == []
     page.click("#language")
     assert "全部评完" in page.inner_text("#done")
