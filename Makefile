@@ -18,7 +18,7 @@ run     := $(PYTHON) tools/runtime.py
 store   := $(PYTHON) -m modelstore --store $(STORE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train serve eval bench report chat logs ps down runs promote rollback prune bundle load doctor check test test-gpu clean
+.PHONY: help setup demo train serve eval bench rate report chat logs ps down runs promote rollback prune deploy bundle load doctor check test test-gpu clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,10 @@ eval: ## ask the server at URL the QUESTIONS, base against tuned
 
 bench: ## measure latency and throughput of the server at URL
 	@$(run) bench --url $(URL) --store $(STORE) $(ARGS)
+
+rate: ## a page on this machine for blind human rating of RUN's answers
+	@$(PYTHON) tools/envs.py clients
+	@.venv/clients/bin/python -m clients rate $(RUN) --store $(STORE) $(ARGS)
 
 report: ## write the report of RUN's newest evaluation again
 	@$(run) report $(RUN) --store $(STORE) $(ARGS)
@@ -68,6 +72,9 @@ rollback: ## let the channel `current` name the run before
 
 prune: ## delete the runs that no channel names
 	@$(store) prune $(ARGS)
+
+deploy: ## over ssh to HOST="user@gpu1 …": check, copy, build, start; ARGS for tools/deploy.py
+	@$(PYTHON) tools/deploy.py $(HOST) $(or $(ARGS),--profile train --profile serve-vllm)
 
 bundle: ## pack images, RUN, data and checksums into the folder TO=… for a host without a network
 	@$(PYTHON) tools/bundle.py pack $(TO) --store $(STORE) --run $(RUN) $(ARGS)

@@ -13,7 +13,7 @@ from typing import Any
 
 from clients.bench import BenchWish
 from clients.endpoint import Endpoint, model_names, served_run
-from clients.run_eval import report_folder
+from clients.folders import report_folder
 from modelstore import Store
 
 

@@ -12,6 +12,7 @@ import click
 
 from clients.cli_bench import bench
 from clients.cli_options import as_json, endpoint_options, store
+from clients.cli_rate import rate
 
 PATH = click.Path(path_type=Path)
 
@@ -68,13 +69,23 @@ def evaluate(url: str, api_key: str, as_json: bool, **wish: Any) -> None:
 @main.command()
 @click.argument("run", default="current")
 @store
-def report(run: str, store: Path) -> None:
-    """Write the pages of RUN's newest evaluation again from its report.json."""
+@click.option("--compare", "others", multiple=True, help="Compare RUN with this run, several times, or with `all`.")
+@click.option("--out", type=PATH, help="Page of --compare; default: compare.html in the store's reports.")
+def report(run: str, store: Path, others: tuple[str, ...], out: Path | None) -> None:
+    """Write the pages of RUN's newest evaluation again, with the newest load test, ratings and verdicts."""
+    from clients.extras import with_extras
+    from clients.folders import newest_report
     from clients.report import write_report
-    from clients.run_eval import newest_report
 
+    if others:
+        from clients.compare import points, write_comparison
+
+        found = points(store, () if "all" in others else (run, *others))
+        print(write_comparison(found, out or store / "reports" / "compare.html"))
+        return
     path = newest_report(store, run)
-    print(write_report(json.loads(path.read_text(encoding="utf-8")), path.parent))
+    page = json.loads(path.read_text(encoding="utf-8"))
+    print(write_report(with_extras(page, path.parent, store), path.parent))
 
 
 @main.command()
@@ -89,3 +100,4 @@ def chat(url: str, api_key: str, model: str) -> None:
 
 
 main.add_command(bench)
+main.add_command(rate)

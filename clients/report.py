@@ -35,7 +35,7 @@ def render(page: dict[str, Any]) -> str:
     bench = page.get("bench")
     plots = {
         "training": training_curve(curve) if len(curve) > 1 else "",
-        "load": load_curves(bench["rows"]) if bench else "",
+        "load": load_curves(bench["rows"]) if bench else [],
     }
     template = environment().get_template("report.html.j2")
     return template.render(page=page, plots=plots, bench=bench, human=page.get("human"), judge=page.get("judge"))

@@ -27,7 +27,7 @@ def _table(summary: dict[str, Any]) -> list[str]:
 
 def _row(name: str, part: dict[str, Any], p_name: str) -> str:
     found = part["comparison"]
-    cells = [name, str(part["base"]["questions"]), _accuracy(part["base"]), _accuracy(part["tuned"])]
+    cells = [name, str(part["base"]["questions"]), accuracy(part["base"]), accuracy(part["tuned"])]
     if found:
         low, high = 100 * found["low"], 100 * found["high"]
         cells += [f"{100 * found['difference']:+.1f} ({low:+.1f} to {high:+.1f})", f"{found[p_name]:.2g}"]
@@ -46,7 +46,8 @@ def _notes(page: dict[str, Any]) -> list[str]:
     return notes
 
 
-def _accuracy(side: dict[str, Any]) -> str:
+def accuracy(side: dict[str, Any]) -> str:
+    """Share right with its interval; a missing one is shown as missing."""
     if side["strict"] is None:
         return "not measured"
     return f"{percent(side['strict'])} ({percent(side['strict_low'])} to {percent(side['strict_high'])})"
@@ -55,8 +56,3 @@ def _accuracy(side: dict[str, Any]) -> str:
 def percent(value: float | None) -> str:
     """A share as a percentage; a missing one is shown as missing."""
     return "not measured" if value is None else f"{100 * value:.1f}%"
-
-
-def number(value: float | None, digits: int = 0) -> str:
-    """A figure with its digits; a missing one is shown as missing."""
-    return "not measured" if value is None else f"{value:,.{digits}f}"

@@ -24,7 +24,6 @@ _STYLE = {
     "text.color": INK,
     "xtick.color": SOFT,
     "ytick.color": SOFT,
-    "legend.frameon": False,
 }
 
 
@@ -37,25 +36,32 @@ def training_curve(curve: Sequence[Mapping[str, float]]) -> str:
     return _svg(figure, "training")
 
 
-def load_curves(rows: Sequence[Mapping[str, Any]]) -> str:
-    """TTFT and TPOT (p50 and p99) and output tokens/s against the load; "" for fewer than two closed loops."""
+def load_curves(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """TTFT and TPOT (p50 and p99) and output tokens/s against the load; nothing for fewer than two closed loops."""
     closed = [row for row in rows if "streams" in row and row["completed"]]
     if len(closed) < 2:
-        return ""
-    figure, panels = _figure("load", 3)
-    streams = [row["streams"] for row in closed]
-    for axes, name, title in zip(panels, ("ttft_ms", "tpot_ms"), ("TTFT, ms", "TPOT, ms"), strict=False):
-        axes.plot(streams, [row[f"{name}_p50"] for row in closed], "o-", color=TUNED, label="p50")
-        axes.plot(streams, [row[f"{name}_p99"] for row in closed], "o--", color=BASE, label="p99")
-        axes.set_title(title, fontsize=10)
-        axes.legend(fontsize=8)
-    panels[2].plot(streams, [row["output_tokens_per_s"] for row in closed], "o-", color=TUNED)
-    panels[2].set_title("tokens/s", fontsize=10)
-    for axes in panels:
-        axes.set_ylim(bottom=0)
-        axes.set_xticks(streams, [str(count) for count in streams])
-        axes.set_xlabel("streams")
-    return _svg(figure, "load")
+        return []
+    latency = (("_p50", "o-", TUNED, "p50"), ("_p99", "o--", BASE, "p99"))
+    return [
+        _panel(closed, "ttft_ms", "TTFT, ms", latency),
+        _panel(closed, "tpot_ms", "TPOT, ms", latency),
+        _panel(closed, "output_tokens_per_s", "tokens/s", (("", "o-", TUNED, ""),)),
+    ]
+
+
+def _panel(rows: Sequence[Mapping[str, Any]], name: str, title: str, lines: Sequence[tuple[str, str, str, str]]) -> str:
+    """One figure of the table against the streams; each line is (suffix of the column, style, colour, label)."""
+    figure, axes = _figure(name, (4.0, 2.6))
+    streams = [row["streams"] for row in rows]
+    for suffix, style, color, label in lines:
+        axes.plot(streams, [row[f"{name}{suffix}"] for row in rows], style, color=color, label=label)
+    axes.set_title(title, fontsize=10)
+    axes.set_ylim(bottom=0)
+    axes.set_xticks(streams, [str(count) for count in streams])
+    axes.set_xlabel("streams")
+    if len(lines) > 1:
+        axes.legend(fontsize=8, frameon=False, labelcolor=SOFT)
+    return _svg(figure, name)
 
 
 def trend(points: Sequence[Mapping[str, Any]]) -> str:
@@ -71,17 +77,17 @@ def trend(points: Sequence[Mapping[str, Any]]) -> str:
     axes.set_ylim(0, 100)
     axes.set_xlim(0.5, len(points) + 0.5)
     axes.set_xticks(range(1, len(points) + 1))
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, frameon=False, labelcolor=SOFT)
     return _svg(figure, "trend")
 
 
-def _figure(name: str, panels: int = 1) -> tuple[Any, Any]:
+def _figure(name: str, size: tuple[float, float] = (8, 2.6)) -> tuple[Any, Any]:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context({**_STYLE, "svg.hashsalt": name}):
-        figure = Figure(figsize=(8, 2.6), layout="constrained")
-        return figure, figure.subplots(1, panels)
+        figure = Figure(figsize=size, layout="constrained")
+        return figure, figure.subplots()
 
 
 def _svg(figure: Any, name: str) -> str:

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,12 @@ from clients.document import document
 from clients.endpoint import Endpoint, model_names, refuse_unknown, served_run
 from clients.eval_config import EvalConfig
 from clients.evaluate import gate, scored, summarise
+from clients.extras import with_extras
+from clients.folders import report_folder
 from clients.questions import Question, read_questions
 from clients.report import write_report
 from clients.report_markdown import markdown
-from modelstore import Store, UserError
+from modelstore import UserError
 
 RESULTS = "results.jsonl"
 
@@ -63,7 +64,7 @@ async def run_eval(endpoint: Endpoint, wish: EvalWish) -> EvalOutcome:
     asked = _what_is_asked(wish, endpoint) | {"concurrency": wish.config.concurrency}
     page = document(summary, judged, rows, asked, provenance.of_run(wish.store, run_id))
     (folder / "gate.json").write_text(json.dumps(judged, indent=1) + "\n", encoding="utf-8")
-    write_report(page, folder)
+    write_report(with_extras(page, folder, wish.store), folder)
     text = f"{markdown(page)}\nreport: {folder / 'report.html'}"
     return EvalOutcome(summary, judged, run_id, folder / "report.html", text)
 
@@ -105,22 +106,6 @@ def _open_folder(folder: Path, asked: dict[str, Any]) -> None:
                     "Name another folder with --out, or ask as before."
                 )
     note.write_text(json.dumps(asked, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def newest_report(store_path: Path, ref: str) -> Path:
-    """The report.json of a run's newest evaluation. Raises UserError when there is none."""
-    store = Store(store_path)
-    run = store.run(ref)
-    found = sorted(store.reports(run.id).glob("*/report.json"))
-    if not found:
-        raise UserError(f"{run.id} has not been evaluated yet: `make serve RUN={run.id}`, then `make eval`.")
-    return found[-1]
-
-
-def report_folder(store: Path, run_id: str | None) -> Path:
-    """A new folder: in the store where the run is known, else below reports/."""
-    stamp = f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    return Store(store).reports(run_id) / stamp if run_id else Path("reports") / stamp
 
 
 @contextmanager
