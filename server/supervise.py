@@ -37,6 +37,8 @@ class Engine:
 
     def __init__(self, plan: EnginePlan, session: ClientSession) -> None:
         self.plan = plan
+        self.models = plan.models  # newest first: adapters come and go while the engine runs
+        self._loaded: set[str] = set()
         self.why_not_ready = "starting"
         self.was_ready = False  # since its last start
         self.cannot_start = asyncio.Event()
@@ -80,7 +82,10 @@ class Engine:
         while True:
             self.restarts += 1
             began = self._started_at = time.monotonic()
+            self._loaded.clear()
+            keeper = [sys.executable, "-m", "server.keeper"] if self.plan.has_children else []
             self._process = await asyncio.create_subprocess_exec(
+                *keeper,
                 *self.plan.argv,
                 env={**os.environ, **self.plan.environment},
                 stdout=sys.stderr,
@@ -140,19 +145,19 @@ class Engine:
         fault = await self._prove()
         return "" if fault == TOO_SLOW and 0 < before < await self._steps() else fault
 
-    async def metrics(self) -> str:
-        """The engine's own metrics; empty when it does not answer."""
+    async def metrics(self, timeout_s: float) -> str:
+        """The engine's own metrics; empty when it does not answer in time."""
         from aiohttp import ClientError
 
         try:
-            async with self._session.get(f"{self.plan.url}/metrics", **self._wish(PROOF_TIMEOUT_S)) as reply:
+            async with self._session.get(f"{self.plan.url}/metrics", **self._wish(timeout_s)) as reply:
                 return await reply.text() if reply.status == 200 else ""
         except (ClientError, TimeoutError, ValueError, OSError):
             return ""
 
     async def _steps(self) -> int:
         """How many batches the engine has computed; 0 when it does not say."""
-        found = self.plan.probes.steps.search(await self.metrics())
+        found = self.plan.probes.steps.search(await self.metrics(PROOF_TIMEOUT_S))
         return int(found[1]) if found else 0
 
     async def _prove(self) -> str:
@@ -162,8 +167,8 @@ class Engine:
         try:
             if not self.was_ready and not await self._has_template():
                 return OTHER_TEMPLATE
-            for model in self.plan.models:
-                if fault := await self._prove_model(model):
+            for model in self.models:
+                if fault := await self._load(model) or await self._prove_model(model):
                     return fault
             return ""
         except TimeoutError:
@@ -179,6 +184,45 @@ class Engine:
             told = await reply.json()
         made = (told.get("usage") or {}).get("completion_tokens", 0)
         return "" if reply.status == 200 and made else f"generation fails with status {reply.status}"
+
+    async def adopt(self, models: tuple[ServedModel, ...]) -> None:
+        """Serve these too. Raises EngineFailed, and serves what it served, when one does not come to generate."""
+        from aiohttp import ClientError
+
+        known = {model.id for model in self.models}
+        new = tuple(model for model in models if model.id not in known)
+        try:
+            faults = [await self._load(model) or await self._prove_model(model) for model in new]
+        except (ClientError, TimeoutError, ValueError, OSError) as error:
+            faults = [f"generation fails: {type(error).__name__}"]
+        if fault := "".join(faults):
+            raise EngineFailed(f"the engine of '{self.plan.title}' cannot take it: {fault}")
+        self.models = (*new, *self.models)
+
+    async def forget(self, models: tuple[ServedModel, ...]) -> None:
+        """These are asked for no more."""
+        from aiohttp import ClientError
+
+        self.models = tuple(model for model in self.models if model not in models)
+        for model in models:
+            self._loaded.discard(model.id)
+            with contextlib.suppress(ClientError, TimeoutError, OSError):  # an engine that ended forgot it already
+                await self._post("/v1/unload_lora_adapter", {"lora_name": model.names[0]})
+
+    async def _load(self, model: ServedModel) -> str:
+        """Empty when the model needs no adapter, or its adapter is in the engine; else what went wrong."""
+        if model.adapter is None or model.id in self._loaded:
+            return ""
+        status = await self._post(
+            "/v1/load_lora_adapter", {"lora_name": model.names[0], "lora_path": str(model.adapter)}
+        )
+        if status == 200:
+            self._loaded.add(model.id)
+        return "" if status == 200 else f"the adapter of {model.id} is refused with status {status}"
+
+    async def _post(self, path: str, wish: dict[str, str]) -> int:
+        async with self._session.post(f"{self.plan.url}{path}", json=wish, **self._wish(PROOF_TIMEOUT_S)) as reply:
+            return reply.status
 
     async def _has_template(self) -> bool:
         """An engine that tells its template is believed only when it is the model's own."""
