@@ -43,7 +43,7 @@ class Stub:
 
     async def _stream(self, writer: asyncio.StreamWriter, wish: dict[str, object], began: float) -> None:
         writer.write(HEAD)
-        tokens, last = int(str(wish["max_tokens"])), began
+        tokens, last = int(str(wish.get("max_tokens") or wish["max_completion_tokens"])), began
         for number in range(tokens):
             due = began + self.ttft_s + number * self.itl_s
             await asyncio.sleep(max(0.0, due - time.perf_counter()))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from clients.answers import Answer, appending, keep, read_answers
 from clients.endpoint import SENT, Endpoint
 from clients.questions import Question
+from clients.stream import BrokenOffError, chunks
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI, AsyncStream
@@ -78,7 +79,7 @@ async def _with_retries(
     for attempt in range(1, options.attempts + 1):
         try:
             return await _ask(client, model, question, options, sample, attempt)
-        except (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError, _BrokenOffError) as fault:
+        except (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError, BrokenOffError) as fault:
             error = f"{type(fault).__name__}: {fault}"
         except openai.APIStatusError as fault:
             error = f"{type(fault).__name__}: {fault}"
@@ -102,10 +103,6 @@ def _is_servers_fault(fault: Exception) -> bool:
     )
 
 
-class _BrokenOffError(Exception):
-    """The stream ended without a finish reason, or held what is no chunk."""
-
-
 async def _ask(
     client: AsyncOpenAI, model: str, question: Question, options: AskOptions, sample: int, attempt: int
 ) -> Answer:
@@ -122,14 +119,11 @@ async def _ask(
         stream=True,
         stream_options={"include_usage": True},
     )
-    try:
-        text, finish, tokens, first = await _received(stream)
-    except (AttributeError, TypeError, KeyError) as fault:
-        raise _BrokenOffError(f"the stream is malformed: {fault}") from None
+    text, finish, tokens, first = await _received(stream)
     began = stream.response.request.extensions[SENT]
     seconds = time.perf_counter() - began
     if not finish:
-        raise _BrokenOffError("the stream ended without a finish reason")
+        raise BrokenOffError("the stream ended without a finish reason")
     ttft_ms = 1000 * (first - began) if first else None
     return Answer(question.id, model, text, "", finish, ttft_ms, seconds, tokens, attempt, sample)
 
@@ -138,7 +132,7 @@ async def _received(stream: AsyncStream[Any]) -> tuple[str, str, int | None, flo
     """Text, finish reason, output tokens as the server counts them, and when the first text came."""
     pieces: list[str] = []
     finish, tokens, first = "", None, None
-    async for chunk in stream:
+    async for chunk in chunks(stream):
         if chunk.usage:
             tokens = chunk.usage.completion_tokens
         for choice in chunk.choices:
