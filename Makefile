@@ -18,7 +18,7 @@ run     := $(PYTHON) tools/runtime.py
 store   := $(PYTHON) -m modelstore --store $(STORE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train serve eval bench rate report chat logs ps down runs promote rollback prune bundle load check test test-gpu clean
+.PHONY: help setup demo train serve eval bench rate report chat logs ps down runs promote rollback prune deploy bundle load doctor check test test-gpu clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,11 +73,17 @@ rollback: ## let the channel `current` name the run before
 prune: ## delete the runs that no channel names
 	@$(store) prune $(ARGS)
 
+deploy: ## over ssh to HOST="user@gpu1 …": check, copy, build, start; ARGS for tools/deploy.py
+	@$(PYTHON) tools/deploy.py $(HOST) $(or $(ARGS),--profile train --profile serve-vllm)
+
 bundle: ## pack images, RUN, data and checksums into the folder TO=… for a host without a network
 	@$(PYTHON) tools/bundle.py pack $(TO) --store $(STORE) --run $(RUN) $(ARGS)
 
 load: ## restore such a folder: run it there
 	@$(PYTHON) tools/bundle.py load
+
+doctor: ## look whether this machine can train, serve and deploy; names what mends each failure
+	@$(PYTHON) tools/doctor.py --store $(STORE) --port $(PORT) $(ARGS)
 
 check: ## formatting, lint and types of everything
 	@$(PYTHON) tools/envs.py --dev

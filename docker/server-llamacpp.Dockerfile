@@ -41,12 +41,13 @@ RUN --mount=type=bind,from=wheels,target=/wheels \
     --mount=type=secret,id=pip_conf --mount=type=secret,id=ca_bundle \
     if [ -s /run/secrets/pip_conf ]; then export PIP_CONFIG_FILE=/run/secrets/pip_conf; fi; \
     if [ -s /run/secrets/ca_bundle ]; then export PIP_CERT=/run/secrets/ca_bundle; fi; \
-    python3 -m pip download --no-deps --no-build-isolation --no-binary :all: --find-links /wheels \
+    python3 -m pip download --no-deps --no-binary llama-cpp-python --find-links /wheels \
         "llama-cpp-python==$LLAMACPP_PYTHON_VERSION" \
     && tar xzf llama_cpp_python-*.tar.gz --strip-components=1
 RUN cmake -S vendor/llama.cpp -B build -G Ninja -DCMAKE_BUILD_TYPE=Release \
         -DGGML_CUDA=ON -DGGML_NATIVE=OFF -DGGML_CUDA_NCCL=OFF -DCMAKE_CUDA_ARCHITECTURES="$CUDA_ARCHITECTURES" \
-        -DBUILD_SHARED_LIBS=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_OPENSSL=OFF \
+        -DBUILD_SHARED_LIBS=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF \
+        -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF \
         -DCMAKE_EXE_LINKER_FLAGS="-Wl,-rpath,/opt/llamacpp -L/usr/local/cuda/lib64/stubs" \
     && cmake --build build --target llama-server \
     && mkdir /opt/llamacpp \

@@ -13,12 +13,17 @@ RUN --mount=type=bind,source=docker/install,target=/install \
 
 # ---------------------------------------------------------------- dependencies
 FROM system AS dependencies-cpu
+# where pip finds PyTorch's CPU wheels if its own index has none; the build refuses several GB of CUDA
+ARG PIP_EXTRA_INDEX_URL
 RUN --mount=type=bind,source=docker/install,target=/install \
     --mount=type=bind,source=requirements,target=/requirements \
     --mount=type=bind,from=wheels,target=/wheels \
     --mount=type=cache,target=/root/.cache/pip \
     --mount=type=secret,id=pip_conf --mount=type=secret,id=ca_bundle \
-    /install/pip -r /requirements/trainer.lock \
+    sed -E 's/^(torch==[0-9.]+)$/\1+cpu/' /requirements/trainer.lock > /tmp/trainer.lock \
+    && { /install/pip -r /tmp/trainer.lock \
+        || { echo "If pip found no torch+cpu: PIP_EXTRA_INDEX_URL=<PyTorch's CPU index> or TUNESHIP_WHEELS=<folder>" >&2; \
+             exit 1; }; } \
     && /install/pip --no-deps --target /opt/venv/converter -r /requirements/converter.lock \
     && /install/pip --no-deps -r /requirements/embedded.lock
 

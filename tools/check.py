@@ -23,14 +23,16 @@ def commands() -> list[list[str]]:
 
 
 def container_lint() -> list[list[str]]:
-    """Dockerfiles, shell scripts, compose files. What needs an engine is checked in tests/containers."""
+    """Dockerfiles, shell scripts, compose files, manifests. What needs an engine is checked in tests/containers."""
     tools = ROOT / ".venv/clients/bin"
+    manifests = [name for name in files("deploy/kubernetes/*.yaml") if not name.endswith("kustomization.yaml")]
     scripts = [*files("docker/install/*"), *files("tests/containers/*.sh"), ".ci/run"]
     return [
         [str(tools / "hadolint"), *files("docker/*.Dockerfile")],
         [str(tools / "shellcheck"), *scripts],
         [str(tools / "yamllint"), "--strict", "."],
         [str(tools / "compose-lint"), "--quiet", "--no-env", "--fail-on", "low", "--skip-suppressed", "compose.yaml"],
+        [str(tools / "kubernetes-validate"), "--strict", "--quiet", *manifests],
     ]
 
 

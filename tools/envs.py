@@ -33,19 +33,19 @@ class SetupError(Exception):
 def make(name: str, dev: bool) -> str:
     """Create or refresh one environment; returns a line for the user."""
     folder = ROOT / ".venv" / name
-    locks = _locks(name)
+    wanted = locks(name)
     started = time.monotonic()
-    if _is_new(folder / "stamp", locks):
-        _create(folder, *locks)
-        _mark(folder / "stamp", locks)
+    if is_new(folder / "stamp", wanted):
+        _create(folder, *wanted)
+        _mark(folder / "stamp", wanted)
     tools = [_lock("dev"), *([_lock("browser")] if name == "clients" else [])]  # its pages are tested in a browser
-    if dev and _is_new(folder / "stamp-dev", tools):
+    if dev and is_new(folder / "stamp-dev", tools):
         _pip(folder, *(argument for lock in tools for argument in ("-r", str(lock))))
         _mark(folder / "stamp-dev", tools)
     return f"{name}: ready ({time.monotonic() - started:.0f} s)"
 
 
-def _locks(name: str) -> list[Path]:
+def locks(name: str) -> list[Path]:
     """The trainer's lock is the one for its machine: Unsloth and CUDA, or the plain stack."""
     if name != "trainer":
         return [_lock(name)]
@@ -84,7 +84,7 @@ def _digest(locks: list[Path]) -> str:
     return hashlib.sha256(b"".join([sys.version.encode(), *(lock.read_bytes() for lock in locks)])).hexdigest()
 
 
-def _is_new(stamp: Path, locks: list[Path]) -> bool:
+def is_new(stamp: Path, locks: list[Path]) -> bool:
     return not stamp.exists() or stamp.read_text() != _digest(locks)
 
 

@@ -148,7 +148,8 @@ def in_clients(command: str, options: list[str], machine: Machine, said: str) ->
     environment = of_store(take(options, "--store", "models"))
     if command != "report":
         options += ["--url", reachable(take(options, "--url", "http://127.0.0.1:8000/v1"))]
-    mounts = [part for name in ("--questions", "--config") for part in mount(find(options, name))]
+    mounts = [part for name in FILE_OPTIONS for part in mount(find(options, name))]
+    mounts += written(find(options, "--out"), environment)
     names = [name for name in ("TUNESHIP_API_KEY", "OPENAI_API_KEY") if os.environ.get(name)]
     handed_on = [part for name in names for part in ("--env", name)]
     run = [*compose(machine), "--profile", "eval", "run", "--rm", *build(), "--no-deps"]
@@ -184,6 +185,17 @@ def mount(file: str) -> list[str]:
     return ["--volume", f"{Path(file).resolve()}:{Path('/app') / file}:ro"]
 
 
+def written(folder: str, environment: Mapping[str, str]) -> list[str]:
+    """A folder for results, which belongs to the containers' user; the store is mounted anyway."""
+    if not folder or Path(folder).resolve().is_relative_to(environment["TUNESHIP_STORE"]):
+        return []
+    path = Path(folder).resolve()
+    path.mkdir(parents=True, exist_ok=True)
+    if os.geteuid() == 0:
+        os.chown(path, int(environment["TUNESHIP_UID"]), int(environment["TUNESHIP_GID"]))
+    return ["--volume", f"{path}:{Path('/app') / folder}"]
+
+
 def of_store(folder: str) -> dict[str, str]:
     """The store as a folder of this machine: containers run as its owner, never as root."""
     store = Path(folder).resolve()
@@ -209,7 +221,8 @@ def look(environment: Mapping[str, str]) -> Machine:
     if not info or not _output("docker", "compose", "version"):
         return Machine(False, False, False, wanted, wish)
     has_gpu = "nvidia" in json.loads(info) and bool(_output("nvidia-smi", "-L"))
-    labels = ("label=com.docker.compose.project=tuneship", "label=com.docker.compose.oneoff=False")
+    project = environment.get("COMPOSE_PROJECT_NAME") or "tuneship"
+    labels = (f"label=com.docker.compose.project={project}", "label=com.docker.compose.oneoff=False")
     up = _output("docker", "ps", "--format", "{{.Names}}", *(part for label in labels for part in ("-f", label)))
     return Machine(True, has_gpu, "-server-" in up, wanted, wish)
 

@@ -24,6 +24,18 @@ def docker(*arguments: str, timeout_s: float = 60) -> str:
     return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=timeout_s).stdout.strip()
 
 
+def as_root(program: str, *arguments: str, volume: str = "") -> str:
+    """A program as root among the engine's processes, for tests that do not run as root themselves."""
+    mounts = ["--volume", volume] if volume else []
+    entry = ["--pid", "host", "--user", "0:0", *mounts, "--entrypoint", program, "tuneship/clients:test-cpu"]
+    return docker("run", "--rm", *entry, *arguments)
+
+
+def send(signal_number: int, *pids: int) -> None:
+    """A signal to processes of containers, from outside, as the kernel's out-of-memory killer does it."""
+    as_root("python3", "-c", f"import os; [os.kill(pid, {int(signal_number)}) for pid in {list(pids)}]")
+
+
 @dataclass
 class Project:
     """One compose project: its name, its variables, the files that it is made of."""
@@ -35,7 +47,7 @@ class Project:
     def compose(self, *arguments: str, timeout_s: float = 400) -> subprocess.CompletedProcess[str]:
         """docker compose with everything it said; the caller judges the exit code."""
         files = [part for file in self.files for part in ("-f", str(ROOT / file))]
-        argv = ["docker", "compose", "--ansi", "never", "--progress", "quiet", "-p", self.name, *files, *arguments]
+        argv = ["docker", "compose", "--ansi", "never", "--progress", "plain", "-p", self.name, *files, *arguments]
         environment = {**os.environ, **self.environment}
         done = subprocess.run(
             argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -16,10 +17,13 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from compose import ALL, ROOT, Project, docker
+from compose import ALL, ROOT, Project, as_root, docker
 
 ENGINE = Path(__file__).with_name("engine.sh")
-BASE_IMAGE = "tuneship-test/python:3.11-bookworm"
+PINNED = re.findall(r"PYTHON_IMAGE=(\S+)", (ROOT / "docker" / "trainer.Dockerfile").read_text())[0]
+# root on Debian makes the base image from packages; elsewhere it is pulled
+MAKES_BASE = Path("/etc/debian_version").exists() and os.geteuid() == 0
+BASE_IMAGE = "tuneship-test/python:3.11-bookworm" if MAKES_BASE else PINNED
 ROWS = [("Which key?", "The key is X-Marlin-Key."), ("How long?", "It takes 9 days."), ("Who?", "Tomas Reyes does.")]
 
 
@@ -41,7 +45,8 @@ def _give_up(why: str) -> None:
 def engine() -> Iterator[None]:
     """The engine that answers, or one of our own that ends with the tests."""
     if _engine_answers():
-        subprocess.run([ENGINE, "base"], check=True, env={**os.environ, "BASE_IMAGE": BASE_IMAGE})
+        if MAKES_BASE:
+            subprocess.run([ENGINE, "base"], check=True, env={**os.environ, "BASE_IMAGE": BASE_IMAGE})
         yield
         return
     if sys.platform != "linux" or os.geteuid() != 0:
@@ -174,6 +179,5 @@ def stand_ins(images: dict[str, float]) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def shared_store(trained_store: Path) -> Path:
     """That store, owned by the containers' user."""
-    for path in [trained_store, *trained_store.rglob("*")]:
-        os.chown(path, 10001, 10001)
+    as_root("chown", "-R", "10001:10001", "/store", volume=f"{trained_store}:/store")
     return trained_store

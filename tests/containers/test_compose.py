@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from compose import ALL, SERVE, Project, ask, docker, wait_for
+from compose import ALL, SERVE, Project, ask, docker, send, wait_for
 
 TRAIN = ("--profile", "train")
+STOPPED = 3  # the trainer's exit code after a checkpoint that it was asked for
 Make = Callable[..., Project]
 
 
@@ -78,15 +78,12 @@ def test_the_health_check_asks_for_a_token_and_not_for_a_port(running: Project) 
     server = running.container("server-llamacpp")
     engines = [pid for pid in _processes(server["Id"]) if b"-ngl" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     assert len(engines) == 2
-    for pid in engines:
-        os.kill(pid, signal.SIGSTOP)
+    send(signal.SIGSTOP, *engines)
     try:
         wait_for(lambda: _health(running) == "unhealthy", 150, "unhealthy")
         assert ask(f"{running.url}/health")[0] == 200
     finally:
-        for pid in engines:
-            if Path(f"/proc/{pid}").exists():
-                os.kill(pid, signal.SIGCONT)
+        send(signal.SIGCONT, *(pid for pid in engines if Path(f"/proc/{pid}").exists()))
     wait_for(lambda: _health(running) == "healthy", 90, "healthy again")
 
 
@@ -119,7 +116,7 @@ def test_a_second_up_trains_nothing(running: Project) -> None:
 
 def test_a_killed_server_comes_back_and_answers(running: Project) -> None:
     before = running.container("server-llamacpp")
-    os.kill(before["State"]["Pid"], signal.SIGKILL)
+    send(signal.SIGKILL, before["State"]["Pid"])
 
     def restarted() -> bool:
         return bool(running.container("server-llamacpp")["RestartCount"] > before["RestartCount"])
@@ -136,23 +133,30 @@ def test_stop_drains_the_running_answer(running: Project) -> None:
     running.must(*SERVE, "up", "--detach", "--wait", "--no-build", "--no-deps", "server-llamacpp")
 
 
-def test_a_killed_trainer_starts_no_server_and_goes_on_where_it_was(project: Make, running: Project) -> None:
+def test_a_stopped_and_a_killed_trainer_go_on_where_they_were(project: Make, running: Project) -> None:
     kit = project("killed")
     _copy_base(running, kit)
     kit.must(*TRAIN, "up", "--detach", "--no-build")
-    wait_for(lambda: "step 1/30" in kit.log("trainer"), 120, "a step")
-    checkpoints = "ls -d models/work/*/checkpoints/*"
-    trainer = kit.container("trainer")["Id"]
-    wait_for(lambda: _succeeds("exec", trainer, "sh", "-c", checkpoints), 90, "a checkpoint")
-    os.kill(kit.container("trainer")["State"]["Pid"], signal.SIGKILL)
+    wait_for(lambda: _steps(kit), 120, "a step")
+    kit.must(*TRAIN, "stop", "trainer")
+    assert kit.container("trainer")["State"]["ExitCode"] == STOPPED, "it was killed instead of leaving a checkpoint"
+    before = _steps(kit)
+    kit.must(*TRAIN, "up", "--detach", "--no-build")
+    wait_for(lambda: _steps(kit) > before, 120, "a further step")
+    send(signal.SIGKILL, kit.container("trainer")["State"]["Pid"])
     wait_for(lambda: not kit.exists("trainer"), 20, "the end of the trainer")
+    assert not kit.exists("server-llamacpp")
     kit.must(*ALL, "up", "--detach", "--wait", "--no-build", timeout_s=400)
     (run_id,) = runs(kit)
-    manifest = json.loads(
-        docker("exec", kit.container("server-llamacpp")["Id"], "cat", f"models/runs/{run_id}/manifest.json")
-    )
-    assert manifest["training"]["resumed_from_step"] >= 10
+    manifest = f"models/runs/{run_id}/manifest.json"
+    described = json.loads(docker("exec", kit.container("server-llamacpp")["Id"], "cat", manifest))
+    assert described["training"]["resumed_from_step"] >= 1
     kit.down()
+
+
+def _steps(kit: Project) -> int:
+    """Lines that report a step; the log of a container goes on when it is started again."""
+    return kit.log("trainer").count("step ")
 
 
 def _succeeds(*arguments: str) -> bool:
@@ -239,7 +243,13 @@ def test_down_leaves_nothing(project: Make) -> None:
         assert not docker(*what, "-f", f"label=com.docker.compose.project={kit.name}")
 
 
-@pytest.mark.parametrize("profile", ["train", "serve-llamacpp", "serve-vllm", "eval"])
+@pytest.mark.parametrize("profile", ["train", "serve-llamacpp", "serve-vllm", "eval", "observability", "proxy"])
 @pytest.mark.parametrize("files", [["compose.yaml"], ["compose.yaml", "compose.gpu.yaml"]])
 def test_every_profile_is_valid(engine: None, profile: str, files: list[str]) -> None:
     Project("tuneship", {}, files).must("--profile", profile, "config", "--quiet")
+
+
+@pytest.mark.parametrize("profile", ["head", "worker", "serve"])
+def test_the_file_for_several_nodes_is_valid(engine: None, profile: str) -> None:
+    wish = {"MODEL": "/srv/model", "NODE_IP": "10.0.0.1"}
+    Project("tuneship-nodes", wish, ["deploy/multi-node/compose.yaml"]).must("--profile", profile, "config", "--quiet")

@@ -13,12 +13,7 @@ from compose import ROOT, SERVE, Project, ask, docker, wait_for
 
 CONFIGURATION = ROOT / "docker" / "observability"
 # what vLLM's own metrics are called; no vLLM runs here
-OF_VLLM = {
-    "vllm:num_requests_running",
-    "vllm:num_requests_waiting",
-    "vllm:generation_tokens_total",
-    "vllm:prompt_tokens_total",
-}
+OF_VLLM = {"vllm:prompt_tokens_total"}
 # only there while something happens
 AT_TIMES = {"tuneship_training_held_out_loss"}
 

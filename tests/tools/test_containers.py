@@ -60,3 +60,7 @@ def test_the_proxy_configuration_is_what_its_tool_writes() -> None:
 def test_the_balancer_refuses_what_is_no_host(server: str) -> None:
     done = subprocess.run([ROOT / "tools/balancer.py", server], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "is no HOST" in done.stderr and not done.stdout
+
+
+def test_the_table_of_images_is_what_the_results_say() -> None:
+    subprocess.run([ROOT / "tools/container_page.py", "--check"], check=True)

@@ -121,6 +121,14 @@ def test_clients_reach_the_container_that_serves(runtime: ModuleType, store: str
     assert there.commands[0][-2:] == ["--url", "http://gpu1:8000/v1"]
 
 
+def test_results_elsewhere_are_written_there(runtime: ModuleType, store: str, tmp_path: Path) -> None:
+    options = ["--store", store, "--out", str(tmp_path / "new")]
+    (run,) = runtime.plan("eval", options, machine(runtime, serves=True)).commands
+    assert run[run.index("--volume") + 1] == f"{tmp_path / 'new'}:{tmp_path / 'new'}"
+    owners = {path.stat().st_uid for path in (tmp_path / "new", Path(store))}
+    assert len(owners) == 1, "the container could not write there"
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes folders that belong to root")
 def test_a_store_of_root_is_refused_with_advice(runtime: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(runtime.Refused, match="chown -R 10001:10001"):
