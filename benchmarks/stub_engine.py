@@ -54,7 +54,7 @@ class Stub:
             if self.itl_s == 0:
                 await writer.drain()
         self._event(writer, {"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]})
-        prompt = sum(len(turn["content"].split()) for turn in wish["messages"])  # type: ignore[attr-defined]
+        prompt = sum(len(str(turn["content"]).split()) for turn in wish["messages"])  # type: ignore[attr-defined]
         self._event(writer, {"choices": [], "usage": _usage(prompt, tokens)})
         writer.write(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from clients.stream import BrokenOffError, chunks
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI, AsyncStream
+    from openai.types.chat import ChatCompletionChunk
 
 FIRST_WAIT_S = 0.5
 _TRANSPORT = ("httpx", "httpx2", "httpcore", "httpcore2")
@@ -119,25 +120,36 @@ async def _ask(
         stream=True,
         stream_options={"include_usage": True},
     )
-    text, finish, tokens, first = await _received(stream)
+    received = await _received(stream)
     began = stream.response.request.extensions[SENT]
     seconds = time.perf_counter() - began
-    if not finish:
+    if not received.finish:
         raise BrokenOffError("the stream ended without a finish reason")
-    ttft_ms = 1000 * (first - began) if first else None
-    return Answer(question.id, model, text, "", finish, ttft_ms, seconds, tokens, attempt, sample)
+    ttft_ms = 1000 * (received.first_at - began) if received.first_at else None
+    said = "".join(received.pieces), "", received.finish
+    return Answer(question.id, model, *said, ttft_ms, seconds, received.tokens, attempt, sample, received.engine)
 
 
-async def _received(stream: AsyncStream[Any]) -> tuple[str, str, int | None, float | None]:
-    """Text, finish reason, output tokens as the server counts them, and when the first text came."""
-    pieces: list[str] = []
-    finish, tokens, first = "", None, None
+@dataclass
+class _Received:
+    """A stream so far: pieces of text and when the first came, the server's count of output tokens."""
+
+    pieces: list[str] = field(default_factory=list)
+    finish: str = ""
+    tokens: int | None = None
+    first_at: float | None = None
+    engine: str = ""
+
+
+async def _received(stream: AsyncStream[ChatCompletionChunk]) -> _Received:
+    received = _Received()
     async for chunk in chunks(stream):
         if chunk.usage:
-            tokens = chunk.usage.completion_tokens
+            received.tokens = chunk.usage.completion_tokens
+        received.engine = chunk.system_fingerprint or received.engine
         for choice in chunk.choices:
             if choice.delta.content:
-                first = first or time.perf_counter()
-                pieces.append(choice.delta.content)
-            finish = choice.finish_reason or finish
-    return "".join(pieces), finish, tokens, first
+                received.first_at = received.first_at or time.perf_counter()
+                received.pieces.append(choice.delta.content)
+            received.finish = choice.finish_reason or received.finish
+    return received

@@ -39,7 +39,7 @@ def ask(endpoint: Endpoint, results: Path, *texts: str, **options: Any) -> list[
 def test_a_good_answer_has_its_timing(endpoint: Endpoint, tmp_path: Path) -> None:
     (answer,) = ask(endpoint, tmp_path / "r", "fine")
     assert (answer.text, answer.finish_reason, answer.output_tokens, answer.error) == ("Tomas Reyes", "stop", 2, "")
-    assert answer.ttft_ms is not None and answer.ttft_ms > 0
+    assert answer.ttft_ms is not None and answer.ttft_ms > 0 and answer.engine == "b7"
 
 
 @pytest.mark.parametrize("text", FAULTS)

@@ -88,7 +88,7 @@ def test_bench_and_runs_work_on_the_live_server(endpoint: str, demo: tuple[Path,
         *((".venv/server/bin/python", f"server {command}".strip()) for command in ("", "serve", "wait")),
         *(
             (".venv/clients/bin/python", f"clients {command}".strip())
-            for command in ("", "eval", "bench", "report", "chat")
+            for command in ("", "eval", "bench", "report", "rate", "judge", "chat")
         ),
     ],
 )
