@@ -58,6 +58,7 @@ async def run_eval(endpoint: Endpoint, wish: EvalWish) -> EvalOutcome:
     run_id = served_run(names)
     folder = wish.out or report_folder(wish.store, run_id)
     _open_folder(folder, _what_is_asked(wish, endpoint))
+    print(f"answers go to {folder}; if interrupted, go on with --out {folder}", file=sys.stderr)
     answers = await _ask(endpoint, wish.config, questions, folder / RESULTS)
     rows = {model: scored(questions, given) for model, given in answers.items()}
     summary = summarise(rows)
