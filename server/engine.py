@@ -76,6 +76,7 @@ class EnginePlan:
     start_limit_s: float
     chat_template_sha256: str = ""
     has_children: bool = False
+    stop_limit_s: float = 5.0  # after SIGTERM, until it is killed
 
     @property
     def url(self) -> str:

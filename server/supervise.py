@@ -22,7 +22,6 @@ EAGER_S = 0.1  # between two while it is starting
 PROOF_TIMEOUT_S = 30.0
 FAILED_PROOFS = 3  # a ready engine that fails so often in a row is restarted
 MAX_BACKOFF_S = 30.0
-STOP_S = 15.0  # above the limit that vLLM gets for its own shutdown
 PR_SET_PDEATHSIG = 1
 TOO_SLOW = f"no token within {PROOF_TIMEOUT_S:g} s"
 OTHER_TEMPLATE = "talks with another chat template than the one that the model was trained with"
@@ -67,7 +66,7 @@ class Engine:
         if self._process and self._process.returncode is None:
             self._signal(signal.SIGTERM)
             try:
-                await asyncio.wait_for(self._process.wait(), STOP_S)
+                await asyncio.wait_for(self._process.wait(), self.plan.stop_limit_s)
             except TimeoutError:
                 self._signal(signal.SIGKILL)
 
@@ -165,8 +164,8 @@ class Engine:
         from aiohttp import ClientError
 
         try:
-            if not self.was_ready and not await self._has_template():
-                return OTHER_TEMPLATE
+            if not self.was_ready and (fault := await self._template_fault()):
+                return fault
             for model in self.models:
                 if fault := await self._load(model) or await self._prove_model(model):
                     return fault
@@ -224,15 +223,16 @@ class Engine:
         async with self._session.post(f"{self.plan.url}{path}", json=wish, **self._wish(PROOF_TIMEOUT_S)) as reply:
             return reply.status
 
-    async def _has_template(self) -> bool:
-        """An engine that tells its template is believed only when it is the model's own."""
+    async def _template_fault(self) -> str:
+        """Empty when the engine tells the model's own template, or none at all by its nature."""
         path = self.plan.probes.template_path
         if not path:
-            return True
+            return ""
         async with self._session.get(f"{self.plan.url}{path}", **self._wish(PROOF_TIMEOUT_S)) as reply:
-            properties = await reply.json()
-        found = str(properties.get("chat_template", ""))
-        return reply.status != 200 or is_template(found, self.plan.chat_template_sha256)
+            if reply.status != 200:  # still loading: what it would say is not known yet
+                return f"it does not tell its chat template, status {reply.status}"
+            found = str((await reply.json()).get("chat_template", ""))
+        return "" if is_template(found, self.plan.chat_template_sha256) else OTHER_TEMPLATE
 
     def _wish(self, timeout_s: float) -> dict[str, Any]:
         """Key and limit of a request of our own."""

@@ -72,7 +72,15 @@ def _plan(
     argv = vllm_argv(vllm_program(), path, named.names[0], port, options, template if template.is_file() else None)
     limit_s = START_S + weights.bytes / READ_BYTES_PER_S
     return EnginePlan(
-        models, port, key, [*argv, *(extra or [])], vllm_environment(key, options), PROBES, limit_s, has_children=True
+        models,
+        port,
+        key,
+        [*argv, *(extra or [])],
+        vllm_environment(key, options),
+        PROBES,
+        limit_s,
+        has_children=True,
+        stop_limit_s=SHUTDOWN_S + 5.0,
     )
 
 
