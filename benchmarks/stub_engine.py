@@ -43,7 +43,7 @@ class Stub:
 
     async def _stream(self, writer: asyncio.StreamWriter, wish: dict[str, object], began: float) -> None:
         writer.write(HEAD)
-        tokens, last = int(str(wish["max_tokens"])), began
+        tokens, last = int(str(wish.get("max_tokens") or wish["max_completion_tokens"])), began
         for number in range(tokens):
             due = began + self.ttft_s + number * self.itl_s
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
@@ -54,7 +54,7 @@ class Stub:
             if self.itl_s == 0:
                 await writer.drain()
         self._event(writer, {"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]})
-        prompt = sum(len(turn["content"].split()) for turn in wish["messages"])  # type: ignore[attr-defined]
+        prompt = sum(len(str(turn["content"]).split()) for turn in wish["messages"])  # type: ignore[attr-defined]
         self._event(writer, {"choices": [], "usage": _usage(prompt, tokens)})
         writer.write(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
 

@@ -15,6 +15,7 @@ class Answer:
     """One answer, or why there is none: then `error` says so and the figures mean nothing.
 
     ttft_ms: request to first token. tokens_per_s: output tokens after the first, per second. sample counts from 0.
+    engine: the server's fingerprint of its build, where it sends one.
     """
 
     question_id: str
@@ -27,6 +28,7 @@ class Answer:
     output_tokens: int | None
     attempts: int
     sample: int = 0
+    engine: str = ""
 
     @property
     def tokens_per_s(self) -> float | None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clients.answers import Answer, appending, keep, read_answers
 from clients.endpoint import SENT, Endpoint
 from clients.questions import Question
+from clients.stream import BrokenOffError, chunks
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI, AsyncStream
+    from openai.types.chat import ChatCompletionChunk
 
 FIRST_WAIT_S = 0.5
 _TRANSPORT = ("httpx", "httpx2", "httpcore", "httpcore2")
@@ -78,7 +80,7 @@ async def _with_retries(
     for attempt in range(1, options.attempts + 1):
         try:
             return await _ask(client, model, question, options, sample, attempt)
-        except (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError, _BrokenOffError) as fault:
+        except (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError, BrokenOffError) as fault:
             error = f"{type(fault).__name__}: {fault}"
         except openai.APIStatusError as fault:
             error = f"{type(fault).__name__}: {fault}"
@@ -102,10 +104,6 @@ def _is_servers_fault(fault: Exception) -> bool:
     )
 
 
-class _BrokenOffError(Exception):
-    """The stream ended without a finish reason, or held what is no chunk."""
-
-
 async def _ask(
     client: AsyncOpenAI, model: str, question: Question, options: AskOptions, sample: int, attempt: int
 ) -> Answer:
@@ -122,28 +120,36 @@ async def _ask(
         stream=True,
         stream_options={"include_usage": True},
     )
-    try:
-        text, finish, tokens, first = await _received(stream)
-    except (AttributeError, TypeError, KeyError) as fault:
-        raise _BrokenOffError(f"the stream is malformed: {fault}") from None
+    received = await _received(stream)
     began = stream.response.request.extensions[SENT]
     seconds = time.perf_counter() - began
-    if not finish:
-        raise _BrokenOffError("the stream ended without a finish reason")
-    ttft_ms = 1000 * (first - began) if first else None
-    return Answer(question.id, model, text, "", finish, ttft_ms, seconds, tokens, attempt, sample)
+    if not received.finish:
+        raise BrokenOffError("the stream ended without a finish reason")
+    ttft_ms = 1000 * (received.first_at - began) if received.first_at else None
+    said = "".join(received.pieces), "", received.finish
+    return Answer(question.id, model, *said, ttft_ms, seconds, received.tokens, attempt, sample, received.engine)
 
 
-async def _received(stream: AsyncStream[Any]) -> tuple[str, str, int | None, float | None]:
-    """Text, finish reason, output tokens as the server counts them, and when the first text came."""
-    pieces: list[str] = []
-    finish, tokens, first = "", None, None
-    async for chunk in stream:
+@dataclass
+class _Received:
+    """A stream so far: pieces of text and when the first came, the server's count of output tokens."""
+
+    pieces: list[str] = field(default_factory=list)
+    finish: str = ""
+    tokens: int | None = None
+    first_at: float | None = None
+    engine: str = ""
+
+
+async def _received(stream: AsyncStream[ChatCompletionChunk]) -> _Received:
+    received = _Received()
+    async for chunk in chunks(stream):
         if chunk.usage:
-            tokens = chunk.usage.completion_tokens
+            received.tokens = chunk.usage.completion_tokens
+        received.engine = chunk.system_fingerprint or received.engine
         for choice in chunk.choices:
             if choice.delta.content:
-                first = first or time.perf_counter()
-                pieces.append(choice.delta.content)
-            finish = choice.finish_reason or finish
-    return "".join(pieces), finish, tokens, first
+                received.first_at = received.first_at or time.perf_counter()
+                received.pieces.append(choice.delta.content)
+            received.finish = choice.finish_reason or received.finish
+    return received

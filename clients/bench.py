@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from clients.bench_figures import Slo, row
 from clients.endpoint import Endpoint, model_names, refuse_unknown
-from clients.engine_memory import model_memory
+from clients.engine_facts import model_memory
 from clients.load import Load, Prompts, Timing, fitted_prompts, request
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from clients.cli_bench import bench
+from clients.cli_judge import judge
 from clients.cli_options import as_json, endpoint_options, store
 from clients.cli_rate import rate
 
@@ -90,14 +91,18 @@ def report(run: str, store: Path, others: tuple[str, ...], out: Path | None) -> 
 
 @main.command()
 @endpoint_options
-@click.option("--model", default="tuned", show_default=True)
-def chat(url: str, api_key: str, model: str) -> None:
-    """Talk to a model; /model NAME switches, /both asks base and tuned, /quit ends."""
-    from clients.chat import run_chat
+@click.option("--model", "models", multiple=True, help="Twice: side by side.  [default: tuned]")
+@click.option("--system", default="", help="System prompt.")
+@click.option("--max-tokens", type=click.IntRange(1), default=512, show_default=True)
+@click.option("--temperature", type=click.FloatRange(0, 2), default=0.0, show_default=True)
+def chat(url: str, api_key: str, models: tuple[str, ...], **options: Any) -> None:
+    """Talk to a model, or to two side by side; /model NAME switches, /both shows two, /quit ends."""
+    from clients.chat import ChatOptions, run_chat
     from clients.endpoint import Endpoint
 
-    asyncio.run(run_chat(Endpoint(url, api_key), model))
+    asyncio.run(run_chat(Endpoint(url, api_key), list(models) or ["tuned"], ChatOptions(**options)))
 
 
 main.add_command(bench)
 main.add_command(rate)
+main.add_command(judge)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from clients.endpoint import SENT
+from clients.stream import chunks
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -97,7 +98,7 @@ async def request(client: AsyncOpenAI, load: Load, prompt: str, due: float | Non
         extra_body={"ignore_eos": True} if load.ignore_eos else None,
     )
     began = stream.response.request.extensions[SENT]
-    async for chunk in stream:
+    async for chunk in chunks(stream):
         if chunk.choices and chunk.choices[0].delta.content:
             arrivals.append(time.perf_counter() - began)
         usage = chunk.usage or usage

@@ -77,7 +77,7 @@ def trend(points: Sequence[Mapping[str, Any]]) -> str:
     axes.set_ylim(0, 100)
     axes.set_xlim(0.5, len(points) + 0.5)
     axes.set_xticks(range(1, len(points) + 1))
-    axes.legend(fontsize=8, frameon=False, labelcolor=SOFT)
+    axes.legend(fontsize=8, frameon=False, labelcolor=SOFT, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
     return _svg(figure, "trend")
 
 

@@ -16,6 +16,7 @@ from clients.answers import Answer
 from clients.ask import ask_all
 from clients.document import document
 from clients.endpoint import Endpoint, model_names, refuse_unknown, served_run
+from clients.engine_facts import engine_name
 from clients.eval_config import EvalConfig
 from clients.evaluate import gate, scored, summarise
 from clients.extras import with_extras
@@ -57,11 +58,16 @@ async def run_eval(endpoint: Endpoint, wish: EvalWish) -> EvalOutcome:
     run_id = served_run(names)
     folder = wish.out or report_folder(wish.store, run_id)
     _open_folder(folder, _what_is_asked(wish, endpoint))
+    print(f"answers go to {folder}; if interrupted, go on with --out {folder}", file=sys.stderr)
     answers = await _ask(endpoint, wish.config, questions, folder / RESULTS)
     rows = {model: scored(questions, given) for model, given in answers.items()}
     summary = summarise(rows)
     judged = gate(summary, wish.config.gate_level)
-    asked = _what_is_asked(wish, endpoint) | {"concurrency": wish.config.concurrency}
+    asked = _what_is_asked(wish, endpoint) | {
+        "concurrency": wish.config.concurrency,
+        "engine": await engine_name(endpoint),
+        "builds": sorted({answer.engine for given in answers.values() for answer in given if answer.engine}),
+    }
     page = document(summary, judged, rows, asked, provenance.of_run(wish.store, run_id))
     (folder / "gate.json").write_text(json.dumps(judged, indent=1) + "\n", encoding="utf-8")
     write_report(with_extras(page, folder, wish.store), folder)

@@ -23,7 +23,8 @@ def page() -> str:
     broken = json.loads((RESULTS / "broken-exports.json").read_text())
     plain = json.loads((RESULTS / "gpu-plain.json").read_text())
     training = json.loads((RESULTS / "gpu-phi3-training.json").read_text())
-    return head + "\n".join([_demo(demo), _broken(broken), _gpu(plain, training)])
+    client = json.loads((RESULTS / "client-overhead.json").read_text())
+    return head + "\n".join([_demo(demo), _broken(broken), _gpu(plain, training), _client(client)])
 
 
 def _broken(result: dict[str, Any]) -> str:
@@ -75,6 +76,29 @@ through transformers, bitsandbytes, peft and trl. Beside it, {training["beside"]
 | what | seen | goal |
 |---|---|---|
 {table}
+"""
+
+
+def _client(result: dict[str, Any]) -> str:
+    """How exactly the load generator measures."""
+    rows = [
+        (f"{name}, {row['streams']} streams", f"{row[key]['engine']} ms", f"{row[key]['bench']} ms", row[key]["off"])
+        for row in result["accuracy"]
+        for key, name in (("ttft_ms", "TTFT, median"), ("itl_ms", "ITL, mean"))
+    ]
+    table = "\n".join(f"| {what} | {real} | {seen} | {off:+.2%} |" for what, real, seen, off in rows)
+    capacity = ", ".join(f"{row['tokens_per_cpu_s']:,} at {row['streams']}" for row in result["capacity"])
+    return f"""## The load generator against an engine of known timing
+
+`{result["command"]}`, {result["date"]}: {result["hardware"]["processors"]} processors, {result["hardware"]["system"]},
+Python {result["packages"]["python"]}, openai {result["packages"]["openai"]}; other programs ran beside it. The engine
+writes down when it really sent each token.
+
+| what | engine | bench | off |
+|---|---|---|---|
+{table}
+
+Streamed tokens that the client takes in for each second of its processor: {capacity} streams (goal: 2,000).
 """
 
 

@@ -69,7 +69,7 @@ class Stub(BaseHTTPRequestHandler):
         self.wfile.write(b"data: [DONE]\n\n")
 
     def _event(self, data: dict[str, Any]) -> None:
-        head = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+        head = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "m", "system_fingerprint": "b7"}
         self.wfile.write(f"data: {json.dumps(head | data)}\n\n".encode())
 
     def _json(self, status: int, body: dict[str, Any]) -> None:

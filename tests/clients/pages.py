@@ -31,7 +31,14 @@ def page(asked: list[Question] | None = None) -> dict[str, Any]:
     rows = {"base": scored(asked, base), "tuned": scored(asked, tuned)}
     summary = summarise(rows)
     options = asdict(AskOptions())
-    made = {"url": "http://x/v1", "models": ["base", "tuned"], "options": options, "concurrency": 8}
+    made = {
+        "url": "http://x/v1",
+        "models": ["base", "tuned"],
+        "options": options,
+        "concurrency": 8,
+        "engine": "llama.cpp",
+        "builds": ["b1"],
+    }
     made |= {"questions": "data/handbook-en/questions.jsonl", "questions_sha256": "5" * 64}
     return document(summary, gate(summary), rows, made, run()) | {"bench": bench()}
 

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from clients.answers import Answer, read_answers
 from clients.ask import AskOptions, ask_all
+from clients.cli import main
 from clients.endpoint import Endpoint, model_names, refuse_unknown, served_run
 from clients.eval_config import EvalConfig, read_config
 from clients.evaluate import gate, scored, summarise
 from clients.questions import Question
+from clients.report import render
 from clients.run_eval import EvalOutcome, EvalWish, run_eval
 from modelstore import UserError
+from tests.clients import pages
 
 FAULTS = ["500", "400", "dies", "garbage", "null", "number", "bytes", "error event", "reset"]
 
@@ -33,7 +39,7 @@ def ask(endpoint: Endpoint, results: Path, *texts: str, **options: Any) -> list[
 def test_a_good_answer_has_its_timing(endpoint: Endpoint, tmp_path: Path) -> None:
     (answer,) = ask(endpoint, tmp_path / "r", "fine")
     assert (answer.text, answer.finish_reason, answer.output_tokens, answer.error) == ("Tomas Reyes", "stop", 2, "")
-    assert answer.ttft_ms is not None and answer.ttft_ms > 0
+    assert answer.ttft_ms is not None and answer.ttft_ms > 0 and answer.engine == "b7"
 
 
 @pytest.mark.parametrize("text", FAULTS)
@@ -145,6 +151,57 @@ def test_a_folder_is_not_continued_with_other_questions_or_options(endpoint: End
         evaluated(endpoint, tmp_path, "one", seed=1)
     with pytest.raises(UserError, match="asked with other questions"):
         evaluated(endpoint, tmp_path, "two")
+
+
+def test_a_server_that_dies_takes_no_answer_with_it(tmp_path: Path) -> None:
+    rows, kept = [question(str(number)) for number in range(40)], tmp_path / "r"
+    options = AskOptions(max_tokens=4, attempts=1, concurrency=4)
+
+    def run(limit: int | None) -> list[Answer]:
+        """Ask an engine, which is killed after so many answers."""
+        argv = [sys.executable, "benchmarks/stub_engine.py", "--ttft-ms", "5", "--itl-ms", "10"]
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as engine:
+            assert engine.stdout
+            url, count = f"http://127.0.0.1:{engine.stdout.readline().strip()}/v1", 0
+
+            def on_answer(_: Answer) -> None:
+                nonlocal count
+                count += 1
+                if count == limit:
+                    engine.kill()
+
+            answers = asyncio.run(ask_all(Endpoint(url), "stub", rows, options, kept, on_answer))
+            engine.kill()
+        return answers
+
+    first = run(10)
+    good = [answer for answer in first if not answer.error]
+    assert 10 <= len(good) < 40 and all(answer.text == " word" * 4 for answer in good)
+    second = run(None)
+    assert [answer.error for answer in second] == [""] * 40
+    assert [answer for answer in second if answer in good] == good, "what was answered is not asked again"
+
+
+@pytest.mark.parametrize("command", [["eval"], ["bench"], ["chat"], ["judge", "--report", "x", "--model", "m"]])
+def test_no_command_meets_a_missing_server_with_a_traceback(command: list[str], tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, [*command, "--url", "http://127.0.0.1:1/v1"])
+    assert isinstance(done.exception, UserError) and "Nothing answers" in str(done.exception)
+
+
+def test_eval_says_what_failed_and_ends_with_one(endpoint: Endpoint, tmp_path: Path) -> None:
+    row = {"id": "a", "category": "c", "question": "dies", "answer": "a", "key_points": [["Tomas Reyes"]]}
+    (tmp_path / "q.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row | {"id": "b", "question": "x"}) + "\n")
+    argv = ["eval", "--url", endpoint.url, "--questions", str(tmp_path / "q.jsonl"), "--out", str(tmp_path / "o")]
+    done = CliRunner().invoke(main, [*argv, "--attempts", "2", "--json"])
+    assert done.exit_code == 1 and "error: 2 requests failed" in done.output
+    assert CliRunner().invoke(main, [*argv, "--attempts", "2", "--gate"]).exit_code == 1
+
+
+def test_a_long_report_shows_changed_outcomes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clients.document.SHOWN", 3)
+    made = pages.page()
+    assert len(made["answers"]) == 3 and {row["outcome"] for row in made["answers"]} <= {"won", "lost", "failed"}
+    assert "shown first" in render(made)
 
 
 def test_the_config_file_is_checked_whole_and_options_win(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from clients.bench_figures import Slo, percentile, row, table
 from clients.bench_file import newest_bench
 from clients.cli import main
 from clients.endpoint import Endpoint
-from clients.engine_memory import memory_bytes
+from clients.engine_facts import memory_bytes, named_by
 from clients.load import Load, Timing
 from modelstore import UserError
 
@@ -89,6 +89,11 @@ def test_memory_is_read_from_the_servers_metrics() -> None:
     )
     assert memory_bytes(text, "tuned") == 6e6
     assert memory_bytes("other 3\n", "tuned") is None
+
+
+def test_the_engine_is_told_by_its_metrics() -> None:
+    assert named_by('x 1\nvllm:num_requests_running{model="m"} 0\n') == "vLLM"
+    assert named_by("llamacpp:requests_processing 0\n") == "llama.cpp" and named_by("x 1\n") is None
 
 
 def test_the_command_writes_its_file(stub: str, tmp_path: Path) -> None:

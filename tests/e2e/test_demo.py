@@ -70,7 +70,8 @@ def test_the_readme_example_runs_as_it_stands(endpoint: str, name: str, tmp_path
 
 def test_bench_and_runs_work_on_the_live_server(endpoint: str, demo: tuple[Path, dict[str, str]]) -> None:
     argv = [sys.executable, "-m", "clients", "bench", "--url", endpoint, "--streams", "1,4", "--requests", "4"]
-    rows = json.loads(subprocess.check_output([*argv, "--output-tokens", "16", "--json"], cwd=ROOT, text=True))
+    options = ["--output-tokens", "16", "--store", str(demo[0]), "--json"]
+    rows = json.loads(subprocess.check_output([*argv, *options], cwd=ROOT, text=True))
     assert [(row["streams"], row["completed"], row["failed"]) for row in rows] == [(1, 4, 0), (4, 4, 0)]
     assert all(row["output_tokens_per_s"] > 0 for row in rows)
     listed = [sys.executable, "-m", "modelstore", "--store", str(demo[0]), "runs", "--json"]
@@ -88,7 +89,7 @@ def test_bench_and_runs_work_on_the_live_server(endpoint: str, demo: tuple[Path,
         *((".venv/server/bin/python", f"server {command}".strip()) for command in ("", "serve", "wait")),
         *(
             (".venv/clients/bin/python", f"clients {command}".strip())
-            for command in ("", "eval", "bench", "report", "chat")
+            for command in ("", "eval", "bench", "report", "rate", "judge", "chat")
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""What a server says about its own memory, in Prometheus text."""
+"""What a server says about itself in Prometheus text: which engine it is, and its memory."""
 
 from __future__ import annotations
 
@@ -17,6 +17,20 @@ async def model_memory(endpoint: Endpoint, model: str) -> float | None:
         return memory_bytes(await asyncio.to_thread(_metrics, endpoint), model)
     except (OSError, ValueError):
         return None
+
+
+async def engine_name(endpoint: Endpoint) -> str | None:
+    """llama.cpp or vLLM, told by the names of the server's metrics; None where it shows none."""
+    try:
+        return named_by(await asyncio.to_thread(_metrics, endpoint))
+    except (OSError, ValueError):
+        return None
+
+
+def named_by(text: str) -> str | None:
+    """The engine that writes such metrics."""
+    engines = {"vllm:": "vLLM", "llamacpp:": "llama.cpp"}
+    return next((name for prefix, name in engines.items() if re.search(rf"^{prefix}", text, re.MULTILINE)), None)
 
 
 def _metrics(endpoint: Endpoint) -> str:

@@ -1,0 +1,112 @@
+#!/usr/bin/env python3
+"""Whether `bench` and guidellm measure the same on the same server, in alternating rounds.
+
+usage: benchmarks/guidellm_agreement.py GUIDELLM TOKENIZER_FOLDER [--url URL --model tuned] [--out FILE]
+
+GUIDELLM is its command in an environment of its own; without --url an engine of known timing is measured. To be run in
+the clients' environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from contextlib import nullcontext
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from client_overhead import stub  # noqa: E402
+
+from clients.bench import BenchWish, run_bench  # noqa: E402
+from clients.endpoint import Endpoint  # noqa: E402
+from clients.load import Load  # noqa: E402
+
+PROMPT, OUTPUT = 128, 32
+# guidellm's name, ours
+METRICS = {
+    "time_to_first_token_ms": "ttft_ms_mean",
+    "inter_token_latency_ms": "tpot_ms_mean",
+    "request_latency": "e2e_s_mean",
+}
+
+
+def ours(url: str, model: str, streams: int, requests: int) -> dict[str, float]:
+    """Means of `bench`; its TPOT is what guidellm calls inter-token latency."""
+    wish = BenchWish(Load(model, PROMPT, OUTPUT), (streams,), requests=requests)
+    (row,) = asyncio.run(run_bench(Endpoint(url), wish))
+    return {name: row[field] for name, field in METRICS.items()}
+
+
+def theirs(command: str, tokenizer: str, url: str, model: str, streams: int, requests: int) -> dict[str, float]:
+    """Means of guidellm over its successful requests."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "out.json")
+        wish = {
+            "--backend": f"kind=openai_http,target={url.removesuffix('/v1')},model={model}",
+            "--profile": f"kind=concurrent,streams={streams}",
+            "--constraint": f"kind=max_requests,count={requests}",
+            "--tokenizer": f"kind=huggingface_auto,model={tokenizer}",
+            "--data": f"kind=synthetic_text,prompt_tokens={PROMPT},output_tokens={OUTPUT}",
+            "--output": f"kind=json,path={out}",
+        }
+        argv = [command, "run", *(part for pair in wish.items() for part in pair), "--disable-console"]
+        subprocess.run(argv, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True)
+        metrics = json.loads(out.read_text())["benchmarks"][0]["metrics"]
+    return {name: metrics[name]["successful"]["mean"] for name in METRICS}
+
+
+def compared(wish: argparse.Namespace, url: str, model: str, streams: int) -> dict[str, Any]:
+    """Medians over the rounds, and how far ours is off theirs."""
+    rounds: dict[str, list[dict[str, float]]] = {"bench": [], "guidellm": []}
+    requests = max(10, 4 * streams)
+    for _ in range(wish.rounds):
+        rounds["bench"].append(ours(url, model, streams, requests))
+        rounds["guidellm"].append(theirs(wish.guidellm, wish.tokenizer, url, model, streams, requests))
+    row: dict[str, Any] = {"streams": streams, "rounds": wish.rounds, "requests": requests}
+    for name in METRICS:
+        us, them = (statistics.median(one[name] for one in rounds[tool]) for tool in ("bench", "guidellm"))
+        row[name] = {"bench": round(us, 3), "guidellm": round(them, 3), "off": round(us / them - 1, 4)}
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("guidellm")
+    parser.add_argument("tokenizer")
+    parser.add_argument("--url")
+    parser.add_argument("--model", default="stub")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--streams", default="1,4")
+    parser.add_argument("--out", type=Path)
+    wish = parser.parse_args()
+    version = subprocess.check_output([wish.guidellm, "--version"], text=True).split()[-1]
+    with nullcontext(wish.url) if wish.url else stub(150, 20) as where:
+        url = f"{where.removesuffix('/v1')}/v1"
+        rows = [compared(wish, url, wish.model, int(streams)) for streams in wish.streams.split(",")]
+    result = {
+        "command": f"benchmarks/guidellm_agreement.py, {PROMPT} tokens in, {OUTPUT} out",
+        "server": f"the kit's server, model {wish.model}" if wish.url else "benchmarks/stub_engine.py, 150 ms, 20 ms",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "hardware": {"processors": os.cpu_count(), "system": platform.platform()},
+        "packages": {"python": platform.python_version(), "guidellm": version},
+        "rows": rows,
+    }
+    text = json.dumps(result, indent=1)
+    if wish.out:
+        wish.out.write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
