@@ -54,10 +54,12 @@ class Round:
     tokens_per_s: float
 
 
-async def one(session: aiohttp.ClientSession, endpoint: Endpoint, prompt: str, tokens: int) -> tuple[float, int]:
+async def one(
+    session: aiohttp.ClientSession, endpoint: Endpoint, prompt: str, tokens: int, model: str = "tuned"
+) -> tuple[float, int]:
     """Seconds to the first token, and how many came."""
     body = {"messages": [{"role": "user", "content": prompt}], "max_tokens": tokens, "temperature": 0, "stream": True}
-    body["ignore_eos"] = True
+    body |= {"ignore_eos": True, "model": model}
     began, first_s, count = time.perf_counter(), 0.0, 0
     async with session.post(f"{endpoint.url}/v1/chat/completions", json=body, headers=endpoint.headers) as reply:
         reply.raise_for_status()

@@ -28,10 +28,14 @@ LABEL org.opencontainers.image.title="Tuneship server (vLLM)" \
       org.opencontainers.image.description="Serves a fine-tuned model and its base on one OpenAI-compatible endpoint."
 RUN install -d -o "$UID" -g "$GID" /app/models /app/cache
 WORKDIR /app
+# USER: libraries ask for the name of a uid that has none. /tmp lets nothing be executed, so compiled code goes to the cache.
 ENV PYTHONPATH=/app \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     HOME=/tmp \
+    USER=tuneship \
+    XDG_CACHE_HOME=/app/cache \
+    FLASHINFER_WORKSPACE_BASE=/app/cache \
     HF_HUB_OFFLINE=1 \
     VLLM_CACHE_ROOT=/app/cache/vllm \
     TRITON_CACHE_DIR=/app/cache/triton \

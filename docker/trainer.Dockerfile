@@ -55,13 +55,16 @@ LABEL org.opencontainers.image.title="Tuneship trainer" \
 # a new named volume takes the owner of its mount point over, and every image has the same one
 RUN install -d -o "$UID" -g "$GID" /app/models
 WORKDIR /app
-# the place of a secret is none
+# USER: libraries ask for the name of a uid that has none. /tmp lets nothing be executed, so compiled code goes to the store.
+# The place of a secret is none:
 # hadolint ignore=DL3064
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONPATH=/app \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     HOME=/tmp \
+    USER=tuneship \
+    XDG_CACHE_HOME=/app/models/cache \
     HF_HOME=/app/models/cache/huggingface \
     HF_TOKEN_PATH=/run/secrets/hf_token \
     MODELSCOPE_CACHE=/app/models/cache/modelscope \

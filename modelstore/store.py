@@ -44,7 +44,8 @@ class Run:
         """The folder that holds a kind of several files (adapter, merged, hf)."""
         tops = {entry.relative.split("/")[0] for entry in self.manifest.artifacts if entry.kind == kind}
         if len(tops) != 1:
-            raise UserError(f"{self.id} has no folder of kind {kind!r}.")
+            there = ", ".join(sorted({entry.kind for entry in self.manifest.artifacts}))
+            raise UserError(f"{self.id} has no folder of kind {kind!r}. It has: {there}.")
         return self.path / tops.pop()
 
 

@@ -50,7 +50,8 @@ def choose(asked: Asked, store: Store, ref: str, follows: bool) -> tuple[Wish, l
     elif asked.gpu_layers is not None:
         raise UserError("--gpu-layers is for llama.cpp; vLLM puts all of a model on the GPU.")
     on_gpu = bool(gpu_memory) and (engine.name == "vllm" or options.gpu_layers > 0)
-    processes = (1 if asked.weights == "adapter" else 2) + follows  # one more starts beside them at a switch
+    # one more starts beside them at a change; an adapter is loaded into the one that runs
+    processes = 1 if asked.weights == "adapter" else 2 + follows
     if on_gpu and engine.name == "vllm":
         options = replace(options, gpu_share=GPU_MEMORY / processes)
     free = gpu_memory if on_gpu else free_memory_bytes()

@@ -41,11 +41,15 @@ class Weights:
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model of an engine, which knows it by `names[0]`; requests may use every name. `id` is of the run or base."""
+    """A model of an engine, which knows it by `names[0]`; requests may use every name. `id` is of the run or base.
+
+    One with an `adapter` is loaded into a running engine.
+    """
 
     role: str
     id: str
     names: tuple[str, ...]
+    adapter: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ class EnginePlan:
     probes: Probes
     start_limit_s: float
     chat_template_sha256: str = ""
+    has_children: bool = False
+    stop_limit_s: float = 5.0  # after SIGTERM, until it is killed
 
     @property
     def url(self) -> str:

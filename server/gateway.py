@@ -27,6 +27,7 @@ from server.supervise import Engine
 from server.validation import Limits, check_request, parse_body
 
 BODY_TIMEOUT_S = 30.0
+METRICS_TIMEOUT_S = 3.0  # below the patience of a scraper: one engine that hangs must not hide the others
 CLIENT_GONE = 499  # nginx's code; only the log and the counters see it
 MAX_ERROR_BYTES = 1 << 16
 REQUEST_ID = re.compile(r"^[\w.:-]{1,64}$", re.ASCII)
@@ -124,7 +125,7 @@ class Gateway:
 
     async def _metrics(self, _: web.Request) -> web.Response:
         engines = self._releases.engines
-        texts = await asyncio.gather(*(engine.metrics() for engine in engines))
+        texts = await asyncio.gather(*(engine.metrics(METRICS_TIMEOUT_S) for engine in engines))
         states = [EngineState.of(engine, text) for engine, text in zip(engines, texts, strict=True)]
         own = self._counts.text(states, self._releases.switches)
         return web.Response(text=labelled(states) + own, content_type="text/plain", charset="utf-8")

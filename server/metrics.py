@@ -26,7 +26,7 @@ class EngineState:
     def of(cls, engine: Engine, text: str) -> EngineState:
         """`text` is what the engine's own /metrics said."""
         plan = engine.plan
-        labels = f'model="{plan.title}",run="{plan.models[0].id}"'
+        labels = f'model="{plan.title}",run="{engine.models[0].id}"'
         names = {
             "tuneship_requests_running": plan.probes.running,
             "tuneship_requests_waiting": plan.probes.waiting,

@@ -33,6 +33,11 @@ class Release:
         return self.plan.run.id
 
     @property
+    def models(self) -> list[ServedModel]:
+        """Tuned and base."""
+        return [model for entry in self.plan.engines for model in entry.models]
+
+    @property
     def why_not_ready(self) -> dict[str, str]:
         """Role -> reason, of the engines that do not generate."""
         return {engine.plan.title: engine.why_not_ready for engine in self.engines if not engine.is_ready}
@@ -74,8 +79,11 @@ class Releases:
     @property
     def engines(self) -> list[Engine]:
         """Of the current release, of the one that starts and of those that finish, each once."""
-        releases = (self.current, *filter(None, [self.coming]), *self._retiring)
-        return list(dict.fromkeys(engine for release in releases for engine in release.engines))
+        return list(dict.fromkeys(engine for release in self._alive for engine in release.engines))
+
+    @property
+    def _alive(self) -> tuple[Release, ...]:
+        return (self.current, *filter(None, [self.coming]), *self._retiring)
 
     async def switch(self, plan: ServePlan) -> None:
         """Start what `plan` needs beside what runs, prove it, turn new requests to it, let the old ones finish.
@@ -88,6 +96,8 @@ class Releases:
         self.coming = Release(plan, engines)
         try:
             await until_ready(started)
+            for entry, engine in zip(plan.engines, engines, strict=True):
+                await engine.adopt(entry.models)
         except BaseException:
             self.coming = None
             self.switches["refused"] += 1
@@ -100,8 +110,14 @@ class Releases:
     async def _retire(self, release: Release) -> None:
         await release.finished(RETIRE_S)
         del self._retiring[release]
+        used = {model.id for other in self._alive for model in other.models}
+        unused = tuple(model for model in release.models if model.id not in used)
         still_used = self.engines
-        await asyncio.gather(*(engine.stop() for engine in release.engines if engine not in still_used))
+        for engine in release.engines:
+            if engine in still_used:
+                await engine.forget(tuple(model for model in unused if model in engine.models))
+            else:
+                await engine.stop()
 
     async def stop(self) -> None:
         """End every engine."""

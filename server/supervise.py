@@ -22,7 +22,6 @@ EAGER_S = 0.1  # between two while it is starting
 PROOF_TIMEOUT_S = 30.0
 FAILED_PROOFS = 3  # a ready engine that fails so often in a row is restarted
 MAX_BACKOFF_S = 30.0
-STOP_S = 15.0  # above the limit that vLLM gets for its own shutdown
 PR_SET_PDEATHSIG = 1
 TOO_SLOW = f"no token within {PROOF_TIMEOUT_S:g} s"
 OTHER_TEMPLATE = "talks with another chat template than the one that the model was trained with"
@@ -37,6 +36,8 @@ class Engine:
 
     def __init__(self, plan: EnginePlan, session: ClientSession) -> None:
         self.plan = plan
+        self.models = plan.models  # newest first: adapters come and go while the engine runs
+        self._loaded: set[str] = set()
         self.why_not_ready = "starting"
         self.was_ready = False  # since its last start
         self.cannot_start = asyncio.Event()
@@ -65,7 +66,7 @@ class Engine:
         if self._process and self._process.returncode is None:
             self._signal(signal.SIGTERM)
             try:
-                await asyncio.wait_for(self._process.wait(), STOP_S)
+                await asyncio.wait_for(self._process.wait(), self.plan.stop_limit_s)
             except TimeoutError:
                 self._signal(signal.SIGKILL)
 
@@ -80,7 +81,10 @@ class Engine:
         while True:
             self.restarts += 1
             began = self._started_at = time.monotonic()
+            self._loaded.clear()
+            keeper = [sys.executable, "-m", "server.keeper"] if self.plan.has_children else []
             self._process = await asyncio.create_subprocess_exec(
+                *keeper,
                 *self.plan.argv,
                 env={**os.environ, **self.plan.environment},
                 stdout=sys.stderr,
@@ -140,19 +144,19 @@ class Engine:
         fault = await self._prove()
         return "" if fault == TOO_SLOW and 0 < before < await self._steps() else fault
 
-    async def metrics(self) -> str:
-        """The engine's own metrics; empty when it does not answer."""
+    async def metrics(self, timeout_s: float) -> str:
+        """The engine's own metrics; empty when it does not answer in time."""
         from aiohttp import ClientError
 
         try:
-            async with self._session.get(f"{self.plan.url}/metrics", **self._wish(PROOF_TIMEOUT_S)) as reply:
+            async with self._session.get(f"{self.plan.url}/metrics", **self._wish(timeout_s)) as reply:
                 return await reply.text() if reply.status == 200 else ""
         except (ClientError, TimeoutError, ValueError, OSError):
             return ""
 
     async def _steps(self) -> int:
         """How many batches the engine has computed; 0 when it does not say."""
-        found = self.plan.probes.steps.search(await self.metrics())
+        found = self.plan.probes.steps.search(await self.metrics(PROOF_TIMEOUT_S))
         return int(found[1]) if found else 0
 
     async def _prove(self) -> str:
@@ -160,10 +164,10 @@ class Engine:
         from aiohttp import ClientError
 
         try:
-            if not self.was_ready and not await self._has_template():
-                return OTHER_TEMPLATE
-            for model in self.plan.models:
-                if fault := await self._prove_model(model):
+            if not self.was_ready and (fault := await self._template_fault()):
+                return fault
+            for model in self.models:
+                if fault := await self._load(model) or await self._prove_model(model):
                     return fault
             return ""
         except TimeoutError:
@@ -180,15 +184,55 @@ class Engine:
         made = (told.get("usage") or {}).get("completion_tokens", 0)
         return "" if reply.status == 200 and made else f"generation fails with status {reply.status}"
 
-    async def _has_template(self) -> bool:
-        """An engine that tells its template is believed only when it is the model's own."""
+    async def adopt(self, models: tuple[ServedModel, ...]) -> None:
+        """Serve these too. Raises EngineFailed, and serves what it served, when one does not come to generate."""
+        from aiohttp import ClientError
+
+        known = {model.id for model in self.models}
+        new = tuple(model for model in models if model.id not in known)
+        try:
+            faults = [await self._load(model) or await self._prove_model(model) for model in new]
+        except (ClientError, TimeoutError, ValueError, OSError) as error:
+            faults = [f"generation fails: {type(error).__name__}"]
+        if fault := "".join(faults):
+            raise EngineFailed(f"the engine of '{self.plan.title}' cannot take it: {fault}")
+        self.models = (*new, *self.models)
+
+    async def forget(self, models: tuple[ServedModel, ...]) -> None:
+        """These are asked for no more."""
+        from aiohttp import ClientError
+
+        self.models = tuple(model for model in self.models if model not in models)
+        for model in models:
+            self._loaded.discard(model.id)
+            with contextlib.suppress(ClientError, TimeoutError, OSError):  # an engine that ended forgot it already
+                await self._post("/v1/unload_lora_adapter", {"lora_name": model.names[0]})
+
+    async def _load(self, model: ServedModel) -> str:
+        """Empty when the model needs no adapter, or its adapter is in the engine; else what went wrong."""
+        if model.adapter is None or model.id in self._loaded:
+            return ""
+        status = await self._post(
+            "/v1/load_lora_adapter", {"lora_name": model.names[0], "lora_path": str(model.adapter)}
+        )
+        if status == 200:
+            self._loaded.add(model.id)
+        return "" if status == 200 else f"the adapter of {model.id} is refused with status {status}"
+
+    async def _post(self, path: str, wish: dict[str, str]) -> int:
+        async with self._session.post(f"{self.plan.url}{path}", json=wish, **self._wish(PROOF_TIMEOUT_S)) as reply:
+            return reply.status
+
+    async def _template_fault(self) -> str:
+        """Empty when the engine tells the model's own template, or none at all by its nature."""
         path = self.plan.probes.template_path
         if not path:
-            return True
+            return ""
         async with self._session.get(f"{self.plan.url}{path}", **self._wish(PROOF_TIMEOUT_S)) as reply:
-            properties = await reply.json()
-        found = str(properties.get("chat_template", ""))
-        return reply.status != 200 or is_template(found, self.plan.chat_template_sha256)
+            if reply.status != 200:  # still loading: what it would say is not known yet
+                return f"it does not tell its chat template, status {reply.status}"
+            found = str((await reply.json()).get("chat_template", ""))
+        return "" if is_template(found, self.plan.chat_template_sha256) else OTHER_TEMPLATE
 
     def _wish(self, timeout_s: float) -> dict[str, Any]:
         """Key and limit of a request of our own."""

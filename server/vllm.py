@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from modelstore import Base, Manifest, Run, UserError
@@ -18,7 +19,15 @@ from server.template import is_template
 ROOT = Path(__file__).resolve().parent.parent
 START_S, READ_BYTES_PER_S = 420.0, 25e6  # it compiles for minutes on a GPU
 SHUTDOWN_S = 10  # without a limit SIGTERM can hang for two minutes
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values that vLLM takes for --max-lora-rank
+RANKS = (
+    16,
+    32,
+    64,
+    128,
+    256,
+    320,
+    512,
+)  # values that vLLM takes for --max-lora-rank; from 16, so that most runs share a process
 PROBES = Probes(
     steps=re.compile(r"^vllm:iteration_tokens_total_count\{[^}]*\} (\d+)", re.MULTILINE),
     running="vllm:num_requests_running",
@@ -37,9 +46,11 @@ class Vllm:
         """One process each, or one for both when the weights are an adapter."""
         tuned, original = served_models(run, base)
         if weights.kind == "adapter":
-            lora = ["--enable-lora", "--max-loras", "1", "--max-lora-rank", str(_rank(weights.tuned))]
-            lora += ["--lora-modules", json.dumps({"name": run.id, "path": str(weights.tuned)})]
-            return (_plan((tuned, original), weights, weights.base, base.manifest, options, original, lora),)
+            # two, because after a change the run before still finishes its requests
+            lora = ["--enable-lora", "--max-loras", "2", "--max-lora-rank", str(_rank(weights.tuned))]
+            both = (replace(tuned, adapter=weights.tuned), original)
+            plan = _plan(both, weights, weights.base, base.manifest, options, original, lora)
+            return (replace(plan, environment={**plan.environment, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}),)
         return (
             _plan((tuned,), weights, weights.tuned, run.manifest, options, tuned),
             _plan((original,), weights, weights.base, base.manifest, options, original),
@@ -60,7 +71,17 @@ def _plan(
     _check_template(template, manifest)
     argv = vllm_argv(vllm_program(), path, named.names[0], port, options, template if template.is_file() else None)
     limit_s = START_S + weights.bytes / READ_BYTES_PER_S
-    return EnginePlan(models, port, key, [*argv, *(extra or [])], vllm_environment(key, options), PROBES, limit_s)
+    return EnginePlan(
+        models,
+        port,
+        key,
+        [*argv, *(extra or [])],
+        vllm_environment(key, options),
+        PROBES,
+        limit_s,
+        has_children=True,
+        stop_limit_s=SHUTDOWN_S + 5.0,
+    )
 
 
 def vllm_argv(

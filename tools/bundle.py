@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 from modelstore import Store, UserError, exit_cleanly  # noqa: E402
 
 FILES = ("compose.yaml", "compose.gpu.yaml", ".env.example", "Makefile", "README.md", "README.zh-CN.md")
-FOLDERS = ("configs", "data", "docker", "docs", "modelstore", "tools")
+FOLDERS = ("configs", "data", "deploy", "docker", "docs", "modelstore", "tools")
 SUMS = "SHA256SUMS"
 OWNER = 10001
 

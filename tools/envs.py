@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
-"""Makes the environments of the kit below .venv/, each from its own lock: trainer, server, clients.
+"""Makes the environments of the kit below .venv/, each from its own lock: trainer, server, clients; vllm when named.
 
-usage: tools/envs.py [trainer] [server] [clients] [--dev]
+usage: tools/envs.py [trainer] [server] [clients] [vllm] [--dev]
+
+vllm is vLLM's build for CPUs, 2 GB, and needs no GPU; on a GPU machine install vllm itself (docs/serving.md).
 
 An environment whose lock has not changed is left alone. Packages come from wherever pip is configured to find them.
 `--dev` adds what the tests and checks need. Standard library only: it runs before anything is installed.
@@ -23,6 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENTS = ("trainer", "server", "clients")
+ON_REQUEST = ("vllm",)
 SUPPORTED = ((3, 11), (3, 13))
 
 
@@ -39,7 +42,7 @@ def make(name: str, dev: bool) -> str:
         _create(folder, *wanted)
         _mark(folder / "stamp", wanted)
     tools = [_lock("dev"), *([_lock("browser")] if name == "clients" else [])]  # its pages are tested in a browser
-    if dev and is_new(folder / "stamp-dev", tools):
+    if dev and name not in ON_REQUEST and is_new(folder / "stamp-dev", tools):
         _pip(folder, *(argument for lock in tools for argument in ("-r", str(lock))))
         _mark(folder / "stamp-dev", tools)
     return f"{name}: ready ({time.monotonic() - started:.0f} s)"
@@ -59,6 +62,10 @@ def _has_nvidia_gpu() -> bool:
 def _create(folder: Path, lock: Path, *trainer_only: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     venv.create(folder, with_pip=True, symlinks=os.name != "nt")
+    if folder.name == "vllm":
+        _refuse_surprising_torch(folder, lock)
+        _pip(folder, "--compile", "--no-deps", "-r", str(lock))  # the lock is complete; vllm.in says what it leaves out
+        return
     if not trainer_only:
         _pip(folder, "-r", str(lock))
         return
@@ -121,16 +128,18 @@ def _refuse_surprising_torch(folder: Path, lock: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(ENVIRONMENTS)}; default: all")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"of {', '.join(ENVIRONMENTS + ON_REQUEST)}; default: all but the last"
+    )
     parser.add_argument("--dev", action="store_true")
     arguments = parser.parse_args()
     if not SUPPORTED[0] <= sys.version_info[:2] <= SUPPORTED[1]:
         print(f"error: Python 3.11 to 3.13 is needed, this is {sys.version.split()[0]}. Use make PYTHON=python3.12 …")
         return 2
     names = arguments.names or ENVIRONMENTS
-    unknown = [name for name in names if name not in ENVIRONMENTS]
+    unknown = [name for name in names if name not in ENVIRONMENTS + ON_REQUEST]
     if unknown:
-        parser.error(f"no environment {unknown[0]!r}; there are {', '.join(ENVIRONMENTS)}")
+        parser.error(f"no environment {unknown[0]!r}; there are {', '.join(ENVIRONMENTS + ON_REQUEST)}")
     with ThreadPoolExecutor() as pool:
         try:
             for line in pool.map(lambda name: make(name, arguments.dev), names):

@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
 """Runs every test suite in the environment that it belongs to, then prints coverage and one closing line with counts.
 
-usage: tools/test.py [SUITE …]        suites: modelstore trainer server clients data tools e2e containers
+usage: tools/test.py [SUITE …]   suites: modelstore trainer server conformance clients data tools e2e containers vllm
+
+vllm runs when it is named or its environment is there (tools/envs.py vllm, 2 GB).
 """
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -19,10 +22,15 @@ SUITES = {
     "data": "clients",
     "trainer": "trainer",
     "server": "server",
+    "conformance": "server",
     "clients": "clients",
     "e2e": "clients",
     "containers": "clients",
+    "vllm": "server",
 }
+# a suite whose name is not its folder's, and its settings
+FOLDERS = {"vllm": "conformance"}
+SETTINGS = {"vllm": {"TUNESHIP_TEST_ENGINE": "vllm"}}
 OUTCOMES = ("passed", "failed", "skipped", "error")
 
 
@@ -30,8 +38,10 @@ def run_suite(suite: str) -> dict[str, int]:
     """Counts by outcome; a suite that cannot even start counts as one error."""
     python = ROOT / ".venv" / SUITES[suite] / "bin" / "python"
     print(f"\n== tests/{suite}", flush=True)
-    argv = [str(python), "-m", "coverage", "run", "-m", "pytest", f"tests/{suite}", "--timeout=1500", "--durations=3"]
-    process = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    argv = [str(python), "-m", "coverage", "run", "-m", "pytest", f"tests/{FOLDERS.get(suite, suite)}"]
+    argv += ["--timeout=1500", "--durations=3"]
+    environment = os.environ | SETTINGS.get(suite, {})
+    process = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
     last = ""
     for line in process.stdout:
@@ -51,7 +61,7 @@ def coverage() -> None:
 
 
 def main() -> int:
-    suites = sys.argv[1:] or list(SUITES)
+    suites = sys.argv[1:] or [suite for suite in SUITES if suite != "vllm" or (ROOT / ".venv/vllm").exists()]
     if unknown := set(suites) - set(SUITES):
         print(f"error: no suite {sorted(unknown)}; there are {', '.join(SUITES)}", file=sys.stderr)
         return 2
@@ -59,6 +69,8 @@ def main() -> int:
     for suite in suites:
         total = {outcome: total[outcome] + count for outcome, count in run_suite(suite).items()}
     coverage()
+    if "vllm" not in suites and not sys.argv[1:]:
+        print("\nvllm was not run: its environment is not there (tools/envs.py vllm makes it)")
     failed = total["failed"] + total["error"]
     print(f"\n{total['passed']} passed, {failed} failed, {total['skipped']} skipped")
     return 1 if failed or not total["passed"] else 0

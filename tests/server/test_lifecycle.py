@@ -52,7 +52,7 @@ def long_stream(served: Served, tokens: int, key: str = "unused") -> openai.Stre
 def serve_and_fail(store: Store, *options: str, **environment: str) -> tuple[int, str]:
     argv = [sys.executable, "-m", "server", "serve", "--store", str(store.path), *options]
     done = subprocess.run(
-        argv, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False, env={**os.environ, **environment}
+        argv, cwd=ROOT, capture_output=True, text=True, timeout=90, check=False, env={**os.environ, **environment}
     )
     assert "Traceback" not in done.stderr
     return done.returncode, done.stderr

@@ -15,7 +15,7 @@ from modelstore import Store, UserError
 from server.engine import EngineOptions
 from server.errors import ApiError, from_engine
 from server.keys import KeyRing, read_keys
-from server.llamacpp import LlamaCpp, llamacpp_argv, llamacpp_environment, llamacpp_program
+from server.llamacpp import LlamaCpp, llamacpp_environment, llamacpp_program
 from server.metrics import EngineState, RequestCounts, labelled
 from server.plan import Wish, plan_serving
 from server.validation import Limits, check_request
@@ -23,15 +23,6 @@ from server.wait import wait_until_ready
 from tests.server.conftest import ROOT, RUN_ID, free_port
 
 LIMITS = Limits(context_tokens=2048, slots=8)
-
-
-def test_golden_argv() -> None:
-    options = EngineOptions(slots=4, context_tokens=1024, threads=3)
-    argv = llamacpp_argv(["llama-server"], Path("/store/m.gguf"), "my-run", 9000, options)
-    assert " ".join(argv) == (
-        "llama-server -m /store/m.gguf --alias my-run --host 127.0.0.1 --port 9000 -c 4096 -np 4 -t 3 -tb 3 -ngl 0 "
-        "--cache-ram 256 --threads-http 160 -lv 1 --metrics --no-ui"
-    )
 
 
 def test_the_environment_carries_the_key_and_keeps_the_users_choice() -> None:

@@ -1,11 +1,14 @@
-"""An engine that hangs, with the watch's times shortened."""
+"""Engines that hang or leave something behind, with the watch's times shortened."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from aiohttp import ClientSession
@@ -15,6 +18,8 @@ from server import supervise
 from server.engine import EngineOptions
 from server.llamacpp import LlamaCpp
 from server.plan import Wish, plan_serving
+from tests.server.conftest import ROOT
+from tests.server.conftest import until as blocking_until
 
 
 @pytest.fixture(autouse=True)
@@ -70,3 +75,51 @@ def test_an_engine_at_work_on_long_prompts_is_left_in_peace(store: Store, monkey
 
     monkeypatch.setattr(supervise, "PROOF_TIMEOUT_S", 0.4)
     asyncio.run(scenario())
+
+
+def test_a_start_that_hangs_is_ended_at_its_limit(store: Store) -> None:
+    async def scenario() -> None:
+        plan = plan_serving(store, "current", Wish(LlamaCpp(), EngineOptions(threads=1))).engines[0]
+        async with ClientSession() as session:
+            engine = supervise.Engine(replace(plan, argv=["sleep", "60"], start_limit_s=0.5), session)
+            engine.start()
+            try:
+                await asyncio.wait_for(engine.cannot_start.wait(), 10)
+                assert "the limit for a model of its size" in engine.why_not_ready
+                process = engine._process
+                assert process is not None
+                assert await asyncio.wait_for(process.wait(), 5) == -signal.SIGKILL
+            finally:
+                await engine.stop()
+
+    asyncio.run(scenario())
+
+
+PARENT = """
+import subprocess, sys
+argv = [sys.executable, "-m", "server.keeper", "sh", "-c", "sleep 300 & sleep 301"]
+print(subprocess.Popen(argv, start_new_session=True).pid, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("killed", ["the server", "the engine"])
+def test_what_an_engine_started_does_not_outlive(killed: str) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    group = int(parent.stdout.readline())
+    blocking_until(lambda: len(members(group)) == 4)  # keeper, sh and the two
+    try:
+        os.kill(parent.pid if killed == "the server" else members(group)["sh"], signal.SIGKILL)
+        blocking_until(lambda: not members(group))
+    finally:
+        parent.kill()
+        parent.communicate()
+
+
+def members(group: int) -> dict[str, int]:
+    """Command -> process id, of the living processes of a group."""
+    said = subprocess.run(["ps", "-eo", "pid=,pgid=,stat=,args="], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 3) for line in said.splitlines()]
+    found = [(args, int(pid)) for pid, pgid, state, args in rows if int(pgid) == group and not state.startswith("Z")]
+    return {args if args.startswith("sleep") else args.split()[0]: pid for args, pid in found}

@@ -1,0 +1,194 @@
+"""Commands as values, and the choices that the machine makes for the operator."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from modelstore import ArtifactSpec, Store, UserError
+from server import choose
+from server.choose import ENGINES, Asked, choose_engine, choose_layers, choose_slots, kv_bytes
+from server.engine import EngineOptions
+from server.llamacpp import LlamaCpp, llamacpp_argv, llamacpp_gpu
+from server.plan import Wish, plan_serving
+from server.vllm import Vllm, vllm_argv, vllm_environment, vllm_program
+
+RUN_ID, BASE_ID = "20260101-0000-a", "base-1"
+CONFIG = {"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 576}
+OPTIONS = EngineOptions(slots=4, context_tokens=1024, threads=3)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """Every kind of weights; none of them real."""
+    store = Store(tmp_path / "models")
+    store.create()
+    with store.stage_base(BASE_ID) as staging:
+        fill(staging.path / "hf", staging.path / "b-Q8_0.gguf")
+        specs = [ArtifactSpec("hf", "hf"), ArtifactSpec("gguf", "b-Q8_0.gguf", "Q8_0")]
+        staging.publish({"base": {"id": BASE_ID}}, specs)
+    with store.stage(RUN_ID) as staging:
+        fill(staging.path / "merged", staging.path / "r-Q8_0.gguf")
+        (staging.path / "adapter").mkdir()
+        (staging.path / "adapter/adapter_config.json").write_text('{"r": 12}')
+        specs = [ArtifactSpec(kind, kind) for kind in ("merged", "adapter")]
+        specs.append(ArtifactSpec("gguf", "r-Q8_0.gguf", "Q8_0"))
+        staging.publish({"base": {"id": BASE_ID}, "serve": {"quantization": "Q8_0"}}, specs)
+    store.promote(RUN_ID)
+    return store
+
+
+def fill(folder: Path, gguf: Path) -> None:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    gguf.write_bytes(b"weights")
+
+
+def test_golden_argv_of_llamacpp() -> None:
+    argv = llamacpp_argv(["llama-server"], Path("/store/m.gguf"), "my-run", 9000, OPTIONS)
+    assert " ".join(argv) == (
+        "llama-server -m /store/m.gguf --alias my-run --host 127.0.0.1 --port 9000 -c 4096 -np 4 -t 3 -tb 3 -ngl 0 "
+        "--cache-ram 256 --threads-http 160 -lv 1 --metrics --no-ui"
+    )
+
+
+def test_golden_argv_of_vllm_on_a_cpu() -> None:
+    argv = vllm_argv(["vllm"], Path("/store/merged"), "my-run", 9000, OPTIONS, None)
+    assert " ".join(argv) == (
+        "vllm --model /store/merged --served-model-name my-run --host 127.0.0.1 --port 9000 --max-model-len 1024 "
+        "--max-num-seqs 4 --generation-config vllm --shutdown-timeout 10 --disable-uvicorn-access-log --enforce-eager"
+    )
+    settings = vllm_environment("k", OPTIONS)
+    assert settings["VLLM_API_KEY"] == "k"
+    assert settings["HF_HUB_OFFLINE"] == "1"
+    assert (settings["VLLM_CPU_KVCACHE_SPACE"], settings["OMP_NUM_THREADS"]) == ("1", "3")
+
+
+def test_golden_argv_of_vllm_on_a_gpu_with_tools(tmp_path: Path) -> None:
+    template = tmp_path / "chat_template.jinja"
+    template.write_text("{% if tools %}<tool_call>{% endif %}")
+    options = EngineOptions(slots=64, context_tokens=4096, gpu_share=0.3)
+    argv = vllm_argv(["vllm"], Path("/store/merged"), "my-run", 9000, options, template)
+    assert " ".join(argv) == (
+        "vllm --model /store/merged --served-model-name my-run --host 127.0.0.1 --port 9000 --max-model-len 4096 "
+        "--max-num-seqs 64 --generation-config vllm --shutdown-timeout 10 --disable-uvicorn-access-log "
+        f"--gpu-memory-utilization 0.30 --chat-template {template} --enable-auto-tool-choice --tool-call-parser hermes"
+    )
+    assert "OMP_NUM_THREADS" not in vllm_environment("k", options)
+
+
+def test_merged_weights_are_two_processes_and_an_adapter_one(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNESHIP_VLLM_PYTHON", "/opt/vllm/bin/python")
+    merged = plan_serving(store, "current", Wish(Vllm(), OPTIONS))
+    assert [engine.title for engine in merged.engines] == ["tuned", "base"]
+    assert [Path(engine.argv[4]).name for engine in merged.engines] == ["merged", "hf"]
+    (shared,) = plan_serving(store, "current", Wish(Vllm(), OPTIONS, "adapter")).engines
+    assert shared.title == "tuned+base"
+    assert shared.argv[:3] == ["/opt/vllm/bin/python", "-m", "vllm.entrypoints.openai.api_server"]
+    said = " ".join(shared.argv)
+    assert said.endswith("--enable-lora --max-loras 2 --max-lora-rank 16")
+    assert shared.models[0].adapter == store.run("current").path / "adapter"
+
+
+def test_the_same_process_is_recognized_whatever_its_port(store: Store) -> None:
+    first, second = (plan_serving(store, "current", Wish(LlamaCpp(), OPTIONS)).engines for _ in range(2))
+    assert first[1].port != second[1].port
+    assert first[1].identity == second[1].identity
+    assert first[0].identity != first[1].identity
+
+
+def test_the_limit_for_a_start_grows_with_the_file(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNESHIP_VLLM_PYTHON", "/opt/vllm/bin/python")
+    limits = [plan_serving(store, "current", Wish(e, OPTIONS)).engines[0].start_limit_s for e in ENGINES.values()]
+    assert 60 <= limits[0] < 61
+    assert 420 <= limits[1] < 421
+
+
+@pytest.mark.parametrize(
+    ("engine", "wish", "advice"),
+    [
+        ("llamacpp", {"weights": "merged"}, "--engine vllm"),
+        ("llamacpp", {"weights": "adapter"}, "answers wrongly"),
+        ("vllm", {"weights": "gguf"}, "experimental"),
+        ("vllm", {"quantization": "Q8_0"}, "GGUF"),
+        ("llamacpp", {"quantization": "Q2_K"}, "Q8_0"),
+    ],
+)
+def test_weights_that_an_engine_does_not_serve_are_explained(
+    store: Store, engine: str, wish: dict[str, str], advice: str
+) -> None:
+    with pytest.raises(UserError, match=advice):
+        plan_serving(store, "current", Wish(ENGINES[engine], OPTIONS, **wish))  # type: ignore[arg-type]
+
+
+def test_another_template_beside_the_weights_is_refused(store: Store) -> None:
+    path = store.run("current").path / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template_sha256": "0" * 64}))
+    with pytest.raises(UserError, match="another chat template"):
+        plan_serving(store, "current", Wish(Vllm(), OPTIONS))
+
+
+def test_without_vllm_the_user_hears_how_to_get_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.vllm.vllm_python", lambda: None)
+    with pytest.raises(UserError, match=r"tools/envs\.py vllm"):
+        vllm_program()
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpu", "vllm", "name", "reason"),
+    [
+        (Asked(), 0, "python", "llamacpp", "no NVIDIA GPU"),
+        (Asked(), 80 << 30, None, "llamacpp", "not installed"),
+        (Asked(), 80 << 30, "python", "vllm", "NVIDIA GPU and vLLM"),
+        (Asked(quantization="Q8_0"), 80 << 30, "python", "llamacpp", "GGUF"),
+        (Asked(gpu_layers=9), 80 << 30, "python", "llamacpp", "layers"),
+        (Asked(weights="adapter"), 0, "python", "vllm", "adapter"),
+        (Asked(engine="vllm"), 0, None, "vllm", "asked for"),
+    ],
+)
+def test_the_engine_is_chosen_by_machine_and_artifacts(
+    store: Store, monkeypatch: pytest.MonkeyPatch, asked: Asked, gpu: int, vllm: str | None, name: str, reason: str
+) -> None:
+    monkeypatch.setattr(choose, "gpu_memory_bytes", lambda: gpu)
+    monkeypatch.setattr(choose, "vllm_python", lambda: vllm)
+    engine, why = choose_engine(asked, store.run("current"))
+    assert engine.name == name
+    assert reason in why
+
+
+def test_slots_fit_the_memory(store: Store) -> None:
+    a_token = kv_bytes(store.run("current"), store)
+    assert a_token == 2 * 2 * 30 * 3 * 64
+    assert choose_slots(None, False, 2048, a_token, 8 << 30)[0] == 8
+    assert choose_slots(None, True, 2048, a_token, 80 << 30)[0] == 64
+    few, why = choose_slots(None, True, 2048, a_token, 1 << 30)
+    assert few == (1 << 29) // (2048 * a_token)
+    assert "would not fit" in why
+    assert choose_slots(5, True, 2048, a_token, 1) == (5, "it was asked for")
+    assert choose_slots(None, False, 2048, 0, 0)[0] == 8  # a run without a config
+
+
+def test_vllm_shares_the_gpu_with_the_engine_of_the_next_run(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choose, "gpu_memory_bytes", lambda: 80 << 30)
+    monkeypatch.setattr(choose, "vllm_python", lambda: "python")
+    shares = [choose.choose(Asked(), store, "current", follows)[0].options.gpu_share for follows in (True, False)]
+    assert shares == [pytest.approx(0.3), pytest.approx(0.45)]
+
+
+def test_a_llama_server_with_cuda_gets_all_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "llama-server"
+    program.write_text(
+        "#!/bin/sh\necho 'Available devices:'\necho '  CUDA0: NVIDIA H100 (81000 MiB, 80000 MiB free)'\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("TUNESHIP_LLAMA_SERVER", str(program))
+    assert choose_layers(None) == (999, "llama-server was built for CUDA0: NVIDIA H100 (81000 MiB, 80000 MiB free)")
+    assert choose_layers(7) == (7, "")
+    plain = tmp_path / "plain"
+    plain.write_text("#!/bin/sh\necho 'Available devices:'\n")
+    plain.chmod(0o755)
+    assert llamacpp_gpu(str(plain)) == ""
+    assert llamacpp_gpu(str(tmp_path / "missing")) == ""
