@@ -35,21 +35,21 @@ from clients.load import Load  # noqa: E402
 PROMPT, OUTPUT = 128, 32
 # guidellm's name, ours
 METRICS = {
-    "time_to_first_token_ms": "ttft_ms_mean",
-    "inter_token_latency_ms": "tpot_ms_mean",
-    "request_latency": "e2e_s_mean",
+    "time_to_first_token_ms": "ttft_ms_p50",
+    "inter_token_latency_ms": "tpot_ms_p50",
+    "request_latency": "e2e_s_p50",
 }
 
 
-def ours(url: str, model: str, streams: int, requests: int) -> dict[str, float]:
-    """Means of `bench`; its TPOT is what guidellm calls inter-token latency."""
-    wish = BenchWish(Load(model, PROMPT, OUTPUT), (streams,), requests=requests)
+def ours(url: str, model: str, streams: int, requests: int, prompt_tokens: int) -> dict[str, float]:
+    """Medians of `bench`; its TPOT is what guidellm calls inter-token latency."""
+    wish = BenchWish(Load(model, prompt_tokens, OUTPUT), (streams,), requests=requests)
     (row,) = asyncio.run(run_bench(Endpoint(url), wish))
     return {name: row[field] for name, field in METRICS.items()}
 
 
 def theirs(command: str, tokenizer: str, url: str, model: str, streams: int, requests: int) -> dict[str, float]:
-    """Means of guidellm over its successful requests."""
+    """Medians of guidellm over its successful requests, and its prompts' tokens as the server counts them."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "out.json")
         wish = {
@@ -63,17 +63,20 @@ def theirs(command: str, tokenizer: str, url: str, model: str, streams: int, req
         argv = [command, "run", *(part for pair in wish.items() for part in pair), "--disable-console"]
         subprocess.run(argv, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True)
         metrics = json.loads(out.read_text())["benchmarks"][0]["metrics"]
-    return {name: metrics[name]["successful"]["mean"] for name in METRICS}
+    wanted = [*METRICS, "prompt_token_count"]
+    return {name: metrics[name]["successful"]["median"] for name in wanted}
 
 
 def compared(wish: argparse.Namespace, url: str, model: str, streams: int) -> dict[str, Any]:
-    """Medians over the rounds, and how far ours is off theirs."""
+    """Medians over the rounds, and how far ours is off theirs. Both send prompts of as many tokens."""
     rounds: dict[str, list[dict[str, float]]] = {"bench": [], "guidellm": []}
     requests = max(10, 4 * streams)
     for _ in range(wish.rounds):
-        rounds["bench"].append(ours(url, model, streams, requests))
         rounds["guidellm"].append(theirs(wish.guidellm, wish.tokenizer, url, model, streams, requests))
+        prompt_tokens = round(rounds["guidellm"][-1]["prompt_token_count"])
+        rounds["bench"].append(ours(url, model, streams, requests, prompt_tokens))
     row: dict[str, Any] = {"streams": streams, "rounds": wish.rounds, "requests": requests}
+    row["prompt_tokens"] = prompt_tokens
     for name in METRICS:
         us, them = (statistics.median(one[name] for one in rounds[tool]) for tool in ("bench", "guidellm"))
         row[name] = {"bench": round(us, 3), "guidellm": round(them, 3), "off": round(us / them - 1, 4)}

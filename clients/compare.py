@@ -16,13 +16,13 @@ from modelstore import Store, UserError
 def points(store: Path, refs: Sequence[str]) -> list[dict[str, Any]]:
     """The newest evaluation of each run, oldest first; of every evaluated run where none is named."""
     if refs:
-        reports = [newest_report(store, ref) for ref in refs]
+        reports = list(dict.fromkeys(newest_report(store, ref) for ref in refs))
     else:
         found = {run.id: sorted(Store(store).reports(run.id).glob("*/report.json")) for run in Store(store).runs()}
         reports = [paths[-1] for paths in found.values() if paths]
     if len(reports) < 2:
         raise UserError(f"A comparison needs two evaluated runs; {store} has {len(reports)}. `make runs` lists them.")
-    pages = [json.loads(path.read_text(encoding="utf-8")) for path in dict.fromkeys(reports)]
+    pages = [json.loads(path.read_text(encoding="utf-8")) for path in reports]
     return sorted(map(_point, pages), key=lambda point: str(point["created"]))
 
 
