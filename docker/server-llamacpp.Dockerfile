@@ -76,13 +76,13 @@ STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=8s --start-period=10m --start-interval=1s --retries=3 \
     CMD ["python3", "-m", "server", "wait", "--timeout-s", "0"]
 ENTRYPOINT ["python3", "-m", "server"]
-CMD ["serve", "--host", "0.0.0.0"]
+CMD ["serve", "--engine", "llamacpp", "--host", "0.0.0.0"]
 
 FROM image AS cuda
 COPY --link --from=llamacpp /opt/llamacpp /opt/llamacpp
 ENV TUNESHIP_LLAMA_SERVER=/opt/llamacpp/llama-server \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
-CMD ["serve", "--host", "0.0.0.0", "--gpu-layers", "999"]
+CMD ["serve", "--engine", "llamacpp", "--host", "0.0.0.0", "--gpu-layers", "999"]
 
 FROM image AS cpu
