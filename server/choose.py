@@ -19,6 +19,7 @@ ENGINES: dict[str, EngineKind] = {"llamacpp": LlamaCpp(), "vllm": Vllm()}
 ALL_LAYERS = 999
 CPU_SLOTS, GPU_SLOTS = 8, 64
 MEMORY_FOR_CACHE = 0.5  # of what is free, for the key-value caches of all engines
+ROOM = 1.4  # weights, activations and a cache worth having, against the weights alone
 GPU_MEMORY = 0.9  # what vLLM's processes may reserve together
 DEFAULT_CONTEXT = 2048
 
@@ -43,6 +44,8 @@ def choose(asked: Asked, store: Store, ref: str, follows: bool) -> tuple[Wish, l
     said = [f"engine: {engine.name}, because {reason}"]
     options = EngineOptions(context_tokens=asked.context_tokens, threads=asked.threads or cpu_threads())
     gpu_memory = gpu_memory_bytes()
+    weights, why = choose_weights(asked.weights, engine, run, gpu_memory, 2 + follows)
+    said += [f"weights: {weights}, because {why}"] if why else []
     if engine.name == "llamacpp":
         layers, why = choose_layers(asked.gpu_layers)
         said += [f"GPU layers: {layers}, because {why}"] if why else []
@@ -51,14 +54,14 @@ def choose(asked: Asked, store: Store, ref: str, follows: bool) -> tuple[Wish, l
         raise UserError("--gpu-layers is for llama.cpp; vLLM puts all of a model on the GPU.")
     on_gpu = bool(gpu_memory) and (engine.name == "vllm" or options.gpu_layers > 0)
     # one more starts beside them at a change; an adapter is loaded into the one that runs
-    processes = 1 if asked.weights == "adapter" else 2 + follows
+    processes = 1 if weights == "adapter" else 2 + follows
     if on_gpu and engine.name == "vllm":
         options = replace(options, gpu_share=GPU_MEMORY / processes)
     free = gpu_memory if on_gpu else free_memory_bytes()
     slots, why = choose_slots(asked.slots, on_gpu, options.context_tokens, kv_bytes(run, store), free / processes)
-    said.append(f"slots: {slots} for each model, because {why}")
+    said.append(f"slots: {slots} in each process, because {why}")
     cache_gib = max(1, -(-slots * options.context_tokens * kv_bytes(run, store) // (1 << 30)))
-    return Wish(engine, replace(options, slots=slots, kv_cache_gib=cache_gib), asked.weights, asked.quantization), said
+    return Wish(engine, replace(options, slots=slots, kv_cache_gib=cache_gib), weights, asked.quantization), said
 
 
 def choose_engine(asked: Asked, run: Run) -> tuple[EngineKind, str]:
@@ -81,6 +84,18 @@ def _against_vllm(run: Run) -> str:
         return "vLLM is not installed"
     has_merged = any(artifact.kind == "merged" for artifact in run.manifest.artifacts)
     return "" if has_merged else "the run has no merged weights"
+
+
+def choose_weights(
+    asked: str | None, engine: EngineKind, run: Run, gpu_memory: int, processes: int
+) -> tuple[str | None, str]:
+    """The engine's default, but an adapter where the processes with merged weights would not fit on the GPU."""
+    sizes = {kind: sum(a.bytes for a in run.manifest.artifacts if a.kind == kind) for kind in ("merged", "adapter")}
+    needed = ROOM * processes * sizes["merged"]
+    if asked or engine.name != "vllm" or not gpu_memory or not sizes["adapter"] or needed <= GPU_MEMORY * gpu_memory:
+        return asked, ""
+    weights = f"{processes} processes with {sizes['merged'] / 1e9:.1f} GB each"
+    return "adapter", f"{weights} and their caches would not fit into {gpu_memory / 1e9:.0f} GB of the GPU"
 
 
 def choose_layers(asked: int | None) -> tuple[int, str]:

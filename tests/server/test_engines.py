@@ -9,7 +9,7 @@ import pytest
 
 from modelstore import ArtifactSpec, Store, UserError
 from server import choose
-from server.choose import ENGINES, Asked, choose_engine, choose_layers, choose_slots, kv_bytes
+from server.choose import ENGINES, Asked, choose_engine, choose_layers, choose_slots, choose_weights, kv_bytes
 from server.engine import EngineOptions
 from server.llamacpp import LlamaCpp, llamacpp_argv, llamacpp_gpu
 from server.plan import Wish, plan_serving
@@ -176,6 +176,22 @@ def test_vllm_shares_the_gpu_with_the_engine_of_the_next_run(store: Store, monke
     monkeypatch.setattr(choose, "vllm_python", lambda: "python")
     shares = [choose.choose(Asked(), store, "current", follows)[0].options.gpu_share for follows in (True, False)]
     assert shares == [pytest.approx(0.3), pytest.approx(0.45)]
+
+
+def test_an_adapter_is_taken_where_merged_weights_would_not_fit(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = store.run("current")
+    merged = sum(artifact.bytes for artifact in run.manifest.artifacts if artifact.kind == "merged")
+    assert choose_weights(None, Vllm(), run, 5 * merged, 3) == (None, "")
+    weights, why = choose_weights(None, Vllm(), run, 4 * merged, 3)
+    assert weights == "adapter"
+    assert "3 processes" in why
+    assert choose_weights("merged", Vllm(), run, 4 * merged, 3) == ("merged", "")
+    assert choose_weights(None, LlamaCpp(), run, merged, 3) == (None, "")
+    monkeypatch.setattr(choose, "gpu_memory_bytes", lambda: 4 * merged)
+    monkeypatch.setattr(choose, "vllm_python", lambda: "python")
+    wish, said = choose.choose(Asked(), store, "current", follows=True)
+    assert (wish.weights, wish.options.gpu_share) == ("adapter", 0.9)
+    assert any(line.startswith("weights: adapter, because") for line in said)
 
 
 def test_a_llama_server_with_cuda_gets_all_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
