@@ -100,6 +100,7 @@ def main() -> None:
     result = {
         "command": f"benchmarks/guidellm_agreement.py, {PROMPT} tokens in, {OUTPUT} out",
         "server": f"the kit's server, model {wish.model}" if wish.url else "benchmarks/stub_engine.py, 150 ms, 20 ms",
+        "figures": f"medians of {wish.rounds} alternating rounds' medians",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": {"processors": os.cpu_count(), "system": platform.platform()},
         "packages": {"python": platform.python_version(), "guidellm": version},

@@ -24,7 +24,8 @@ def page() -> str:
     plain = json.loads((RESULTS / "gpu-plain.json").read_text())
     training = json.loads((RESULTS / "gpu-phi3-training.json").read_text())
     client = json.loads((RESULTS / "client-overhead.json").read_text())
-    return head + "\n".join([_demo(demo), _broken(broken), _gpu(plain, training), _client(client)])
+    other = json.loads((RESULTS / "guidellm-stub.json").read_text())
+    return head + "\n".join([_demo(demo), _broken(broken), _gpu(plain, training), _client(client), _agreement(other)])
 
 
 def _broken(result: dict[str, Any]) -> str:
@@ -99,6 +100,25 @@ writes down when it really sent each token.
 {table}
 
 Streamed tokens that the client takes in for each second of its processor: {capacity} streams (goal: 2,000).
+"""
+
+
+def _agreement(result: dict[str, Any]) -> str:
+    """Ours beside guidellm's, on the same server."""
+    names = {"time_to_first_token_ms": "TTFT, ms", "inter_token_latency_ms": "TPOT, ms", "request_latency": "E2E, s"}
+    lines = [
+        f"| {row['streams']} | {said} | {row[key]['guidellm']} | {row[key]['bench']} | {row[key]['off']:+.1%} |"
+        for row in result["rows"]
+        for key, said in names.items()
+    ]
+    return f"""## The load generator beside guidellm
+
+`{result["command"]}`, guidellm {result["packages"]["guidellm"]}, {result["date"]}, on {result["server"]}:
+{result["figures"]}. The goal is 5%. [evaluation.md](evaluation.md) says why `bench` is not built on it.
+
+| streams | figure | guidellm | bench | off |
+|---|---|---|---|---|
+{chr(10).join(lines)}
 """
 
 
