@@ -54,6 +54,14 @@ def train(config: Path, data: Path | None, questions: Path | None, store: Path, 
     _print_outcome(outcome, as_json)
 
 
+@main.command()
+def config() -> None:
+    """Every key of a config with its bounds, default and meaning, as Markdown."""
+    from trainer.config_reference import reference
+
+    click.echo(reference(), nl=False)
+
+
 def _overrides(data: Path | None, questions: Path | None) -> dict[str, Any]:
     """Other data means other questions: those of the config belong to the config's data."""
     overrides: dict[str, Any] = {}

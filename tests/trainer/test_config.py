@@ -8,6 +8,7 @@ import pytest
 
 from modelstore import UserError
 from trainer.config import config_sha256, load_config
+from trainer.config_reference import reference
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = 'name = "x"\n[model]\nbase = "package:a"\n[data]\npath = "d.jsonl"\n[training]\nmax_steps = 1\n'
@@ -27,6 +28,11 @@ PRESETS = sorted(path for path in CONFIGS.glob("*.toml") if path.stem != "eval")
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_every_preset_is_valid(path: Path) -> None:
     assert load_config(path).name
+
+
+def test_the_reference_is_what_the_parser_takes() -> None:
+    page = CONFIGS.parent / "docs" / "configuration.md"
+    assert page.read_text() == reference(), "python -m trainer config > docs/configuration.md"
 
 
 def test_phi3_mini_is_the_published_recipe() -> None:
