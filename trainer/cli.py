@@ -78,6 +78,7 @@ def prepare_process() -> None:
 
     os.environ.setdefault("OMP_NUM_THREADS", str(cpu_threads()))
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads on shared cores are ten times slower
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # yet not to spin at all cost a quarter of the speed on quiet ones
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
