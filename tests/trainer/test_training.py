@@ -285,6 +285,16 @@ def test_a_failed_verification_publishes_nothing_and_keeps_the_files(
     assert store.runs() == [] and list((tmp_path / "runs").glob(".staging-*/gguf/*.gguf"))
 
 
+def test_a_disk_without_room_is_said_before_anything_is_trained(
+    base_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.pipeline.needed_bytes", lambda *_: 1 << 60)
+    store = Store(tmp_path)
+    with pytest.raises(UserError, match=r"GB free and this run needs .* `make prune`"):
+        train(config(base_folder, data), store, Reporter(), lambda: False, again=False)
+    assert store.runs() == [] and not list((tmp_path / "work").glob("*/")) and not list((tmp_path / "runs").iterdir())
+
+
 @pytest.mark.parametrize(
     ("spec", "part"),
     [
