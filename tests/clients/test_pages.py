@@ -122,7 +122,7 @@ def rating(tmp_path: Path) -> Iterator[tuple[str, Path]]:
 
 
 def wait_for_lines(file: Path, count: int) -> None:
-    for _ in range(100):
+    for _ in range(300):  # each click is flushed to the disk, which may be busy
         if file.exists() and file.read_text().count("\n") >= count:
             break
         time.sleep(0.1)
