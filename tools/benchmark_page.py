@@ -53,16 +53,13 @@ in one way at a time. The first rows are the sound export.
 
 def _gpu(plain: dict[str, Any], training: dict[str, Any]) -> str:
     theirs, article = plain["result"], training["article_seconds_of_200_steps_rtx4090"]
+    steps_s = training["seconds_of_200_steps_with_compilation"]
     rows = [
         ("plain stack: tokens/s", f"{theirs['tokens_per_s']:,.0f}", "-"),
         ("plain stack: peak memory reserved", f"{theirs['peak_reserved_gib']:.2f} GiB", "-"),
         ("the recipe: tokens/s", f"{training['tokens_per_s']:,.0f}", "-"),
-        ("ratio", f"{training['times_plain']:.2f}", "2.4 (missed)"),
-        (
-            "200 steps, with 48 s of compilation",
-            f"{training['seconds_of_200_steps_with_compilation']} s",
-            "240 s (missed)",
-        ),
+        ("ratio", f"{training['times_plain']:.2f}", _goal("2.4", training["times_plain"] >= 2.4)),
+        ("200 steps, compilation included", f"{steps_s} s", _goal("240 s", steps_s < 240)),
         ("the article's 200 steps, on an RTX 4090", f"{article} s", "-"),
     ]
     table = "\n".join(f"| {what} | {seen} | {goal} |" for what, seen, goal in rows)
@@ -120,6 +117,10 @@ def _agreement(result: dict[str, Any]) -> str:
 |---|---|---|---|---|
 {chr(10).join(lines)}
 """
+
+
+def _goal(goal: str, reached: bool) -> str:
+    return goal if reached else f"{goal} (missed)"
 
 
 def _plain(figures: dict[str, Any]) -> str:
