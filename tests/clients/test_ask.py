@@ -97,7 +97,7 @@ def test_100_000_questions_fit(endpoint: Endpoint, tmp_path: Path, asked: list[s
     )
     (tmp_path / "r").write_text("".join(lines))
     answers = asyncio.run(ask_all(endpoint, "tuned", rows, AskOptions(), tmp_path / "r", lambda _: None))
-    assert len(answers) == 100_000 and asked == ["99998", "99999"]
+    assert len(answers) == 100_000 and sorted(asked) == ["99998", "99999"]
     ours = scored(rows, answers)
     assert summarise({"base": ours, "tuned": ours})["comparison"]["questions"] == 100_000
 
