@@ -69,14 +69,17 @@ def told_apart(where: Path) -> Iterator[None]:
 
 
 @contextmanager
-def exclusive_lock(path: Path) -> Iterator[None]:
-    """An exclusive lock that ends with the process, so a killed writer never blocks the next one."""
+def exclusive_lock(path: Path, *, waits: bool = False) -> Iterator[None]:
+    """An exclusive lock that ends with the process, so a killed writer never blocks the next one.
+
+    Raises UserError when another process has it, unless `waits` is set: for work that is soon done.
+    """
     with told_apart(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o664)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
         except BlockingIOError:
             raise UserError(
                 f"Another process is writing to this store ({path} is locked). Wait for it or stop it."

@@ -187,8 +187,8 @@ class Store:
 
     def add_to_base(self, base_id: str, files: Mapping[str, Path], artifacts: list[ArtifactSpec]) -> Base:
         """Move further files (relative path -> file) into a base model and rewrite its manifest."""
-        base = self.base(base_id)
-        with exclusive_lock(self.path / "work" / f"bases-{base_id}.lock"), told_apart(base.path):
+        with exclusive_lock(self.path / "work" / f"bases-{base_id}.lock", waits=True), told_apart(self.path):
+            base = self.base(base_id)  # as it is now that nobody else writes
             for relative, file in files.items():
                 target = base.path / safe_path(relative, base.path)
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -220,7 +220,7 @@ class Store:
 
     def _name_current(self, run_id: str, action: str, by: str, why: str, against: tuple[str, ...]) -> Promotion:
         folder = self.path / "channels"
-        with exclusive_lock(self.path / "work" / "channels.lock"), told_apart(self.path):
+        with exclusive_lock(self.path / "work" / "channels.lock", waits=True), told_apart(self.path):
             before, now = self.channel("current"), datetime.now(UTC).isoformat(timespec="seconds")
             done = Promotion(now, action, run_id, before, by or this_user(), why, bool(against), against)
             append(folder, done)  # first, so that no change is without its record

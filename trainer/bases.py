@@ -7,11 +7,13 @@ import importlib.metadata
 import json
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from modelstore import ArtifactSpec, Base, Staging, Store, UserError
+from modelstore.files import exclusive_lock
 
 SOURCES = "hub:REPO@REVISION, modelscope:REPO, package:NAME or a local folder"
 WANTED = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt", "LICENSE*")
@@ -51,13 +53,13 @@ def _import_package(name: str, store: Store) -> Base:
         raise UserError(f"The package '{name}' carries {len(found)} GGUF files; exactly one is expected.")
     gguf = Path(str(distribution.locate_file(found[0])))
     base_id = _base_id(gguf.name.split(".")[0], distribution.version)
-    if store.has_base(base_id):
-        return store.base(base_id)
-    from trainer.gguf_import import import_gguf
 
-    with store.stage_base(base_id) as staging:
-        licence = import_gguf(gguf, staging.path / "hf")
-        return _publish(staging, Origin(f"package:{name}", distribution.version, licence))
+    def fill(folder: Path) -> Origin:
+        from trainer.gguf_import import import_gguf
+
+        return Origin(f"package:{name}", distribution.version, import_gguf(gguf, folder))
+
+    return _once(base_id, store, fill)
 
 
 def _import_hub(name: str, store: Store) -> Base:
@@ -109,17 +111,28 @@ def _import_folder(folder: Path, store: Store) -> Base:
 
 def _copy(folder: Path, origin: Origin, name: str, store: Store) -> Base:
     base_id = _base_id(name, origin.revision)
-    if store.has_base(base_id):
-        return store.base(base_id)
-    _refuse_unfit(folder)
-    with store.stage_base(base_id) as staging:
-        target = staging.path / "hf"
-        shutil.rmtree(target, ignore_errors=True)
+
+    def fill(target: Path) -> Origin:
+        _refuse_unfit(folder)
         target.mkdir()
         for pattern in WANTED:
             for path in folder.glob(pattern):
                 shutil.copyfile(path, target / path.name)
-        return _publish(staging, origin)
+        return origin
+
+    return _once(base_id, store, fill)
+
+
+def _once(base_id: str, store: Store, fill: Callable[[Path], Origin]) -> Base:
+    """The base of this id, filled by the first process that asks for it; others wait for that one."""
+    if store.has_base(base_id):
+        return store.base(base_id)
+    with exclusive_lock(store.path / "work" / f"import-{base_id}.lock", waits=True):
+        if store.has_base(base_id):
+            return store.base(base_id)
+        with store.stage_base(base_id) as staging:
+            shutil.rmtree(staging.path / "hf", ignore_errors=True)  # what a killed attempt left
+            return _publish(staging, fill(staging.path / "hf"))
 
 
 def _refuse_unfit(folder: Path) -> None:

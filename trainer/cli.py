@@ -34,7 +34,10 @@ def train(config: Path, data: Path | None, questions: Path | None, store: Path, 
     prepare_process()
     from modelstore import Store
     from trainer.config import load_config
-    from trainer.finetune import Diverged, Stopped
+    from trainer.divergence import Diverged
+    from trainer.finetune import Stopped
+    from trainer.gguf_files import ExportError
+    from trainer.merge import MergeError
     from trainer.pipeline import Outcome, VerificationFailed
     from trainer.pipeline import train as run_pipeline
     from trainer.progress import Reporter
@@ -46,7 +49,7 @@ def train(config: Path, data: Path | None, questions: Path | None, store: Path, 
     except Stopped as stopped:
         click.echo(str(stopped), err=True)
         sys.exit(EXIT_STOPPED)
-    except (Diverged, VerificationFailed) as failure:
+    except (Diverged, ExportError, MergeError, VerificationFailed) as failure:
         click.echo(f"error: {failure}", err=True)
         sys.exit(EXIT_FAILED)
     finally:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from modelstore import ArtifactSpec, Base, Store
+from modelstore.files import exclusive_lock
 from modelstore.machine import cpu_threads
 from trainer.gguf_files import BITS, convert, end_children, quantize
 from trainer.merge import merge_files
@@ -71,8 +72,7 @@ def base_files(base: Base, store: Store, quantizations: tuple[str, ...], say: Sa
 
     With processors to spare they are made while the model trains; leaving the block early ends that work.
     """
-    there = {artifact.quantization for artifact in base.manifest.artifacts if artifact.kind == "gguf"}
-    missing = tuple(name for name in quantizations if name not in there)
+    missing = _missing(base, quantizations)
     if not missing:
         yield lambda: None
     elif cpu_threads() < SPARE_THREADS:
@@ -87,6 +87,11 @@ def base_files(base: Base, store: Store, quantizations: tuple[str, ...], say: Sa
                 raise
 
 
+def _missing(base: Base, quantizations: tuple[str, ...]) -> tuple[str, ...]:
+    there = {artifact.quantization for artifact in base.manifest.artifacts if artifact.kind == "gguf"}
+    return tuple(name for name in quantizations if name not in there)
+
+
 def _stand_back() -> None:
     """Child processes of this thread yield to the training."""
     if sys.platform == "linux":  # where priorities are those of threads
@@ -94,10 +99,14 @@ def _stand_back() -> None:
 
 
 def _make_base_files(base: Base, store: Store, missing: tuple[str, ...], say: Say) -> None:
-    say(f"export: GGUF {', '.join(missing)} of the base model")
     work = store.work(f"base-{base.id}")
-    try:
-        specs = make_gguf(base.folder("hf"), work / "gguf", "base", missing, base.id)
-        store.add_to_base(base.id, {spec.path: work / spec.path for spec in specs}, specs)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with exclusive_lock(work.with_name(f"{work.name}.lock"), waits=True):  # another run of this base may be at it
+        missing = _missing(store.base(base.id), missing)
+        if not missing:
+            return
+        say(f"export: GGUF {', '.join(missing)} of the base model")
+        try:
+            specs = make_gguf(base.folder("hf"), work / "gguf", "base", missing, base.id)
+            store.add_to_base(base.id, {spec.path: work / spec.path for spec in specs}, specs)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)

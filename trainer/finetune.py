@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelstore import Base
+from modelstore.files import sync, sync_tree, write_atomically
 from trainer.backends import Backend
+from trainer.checkpoints import NotFinite, checkpoints, is_finite, step_of
 from trainer.config import TrainConfig, TrainingConfig
+from trainer.divergence import Diverged, LossGuard
 from trainer.machine import peak_memory_bytes
 
 if TYPE_CHECKING:
@@ -66,16 +69,6 @@ class Stopped(Exception):
         super().__init__(f"Stopped at step {step} of {total}; the same command continues from there.")
 
 
-class Diverged(Exception):
-    """The loss is not a number any more."""
-
-    def __init__(self, step: int, learning_rate: float) -> None:
-        super().__init__(
-            f"The loss is not a number at step {step}. Lower training.learning_rate (now {learning_rate:g}) or raise "
-            "training.warmup_steps, then train again; nothing was published."
-        )
-
-
 OnStep = Callable[[int, int, dict[str, float]], None]
 
 
@@ -120,7 +113,6 @@ def finetune(
 def _train(trainer: Any, watch: Any, training: TrainingConfig, work: Path) -> int:
     """Train to the end, or take what an interrupted run had finished; returns the step that was continued from."""
     from transformers import EarlyStoppingCallback, PrinterCallback
-    from transformers.trainer_utils import get_last_checkpoint
 
     finished = work / "finished"
     if finished.exists():
@@ -131,16 +123,26 @@ def _train(trainer: Any, watch: Any, training: TrainingConfig, work: Path) -> in
     trainer.add_callback(watch)
     if training.early_stopping_patience:
         trainer.add_callback(EarlyStoppingCallback(training.early_stopping_patience))
-    resume_from = get_last_checkpoint(str(work / "checkpoints"))
-    resumed = int(Path(resume_from).name.rpartition("-")[2]) if resume_from else 0
+    newest = checkpoints(work / "checkpoints")[-1:]
+    resumed = step_of(newest[0]) if newest else 0
     _keep_log_until(work / "training.jsonl", resumed)
-    trainer.train(resume_from_checkpoint=resume_from)
-    if watch.diverged:
-        raise Diverged(trainer.state.global_step, training.learning_rate)
+    with contextlib.suppress(NotFinite):
+        trainer.train(resume_from_checkpoint=str(newest[0]) if newest else None)
+    _refuse_diverged(trainer, watch, training, work / "checkpoints")
     if watch.was_stopped and trainer.state.global_step < trainer.state.max_steps:
         raise Stopped(trainer.state.global_step, trainer.state.max_steps)
     _keep_finished(trainer, finished)
     return resumed
+
+
+def _refuse_diverged(trainer: Any, watch: Any, training: TrainingConfig, folder: Path) -> None:
+    if watch.guard.verdict or not is_finite(trainer.model):
+        good = checkpoints(folder)[-1:]
+        raise Diverged(
+            watch.guard.diagnosis(
+                training.learning_rate, training.warmup_steps, watch.gradient_norm, str(good[0]) if good else ""
+            )
+        )
 
 
 def _keep_finished(trainer: Any, folder: Path) -> None:
@@ -149,7 +151,9 @@ def _keep_finished(trainer: Any, folder: Path) -> None:
     shutil.rmtree(staging, ignore_errors=True)
     trainer.model.save_pretrained(staging, safe_serialization=True)
     trainer.state.save_to_json(str(staging / "trainer_state.json"))
+    sync_tree(staging)
     staging.rename(folder)
+    sync(folder.parent)
 
 
 def _load_finished(trainer: Any, folder: Path) -> None:
@@ -166,11 +170,20 @@ def _chosen_step(trainer: Any) -> int:
 
 
 def _keep_log_until(log_path: Path, step: int) -> None:
-    """Drop the log lines after the checkpoint that training resumes from; they are written again."""
-    log_path.touch()
-    if log_path.stat().st_size:
-        lines = [line for line in log_path.read_text().splitlines() if json.loads(line)["step"] <= step]
-        log_path.write_text("".join(line + "\n" for line in lines))
+    """Drop the log lines after the checkpoint that training resumes from; they are written again.
+
+    So does a last line that a full disk cut off: it lies behind the checkpoint.
+    """
+    lines = log_path.read_text().splitlines() if log_path.exists() else []
+    kept = [line for line in lines if (logged := _step(line)) is not None and logged <= step]
+    write_atomically(log_path, "".join(line + "\n" for line in kept).encode())
+
+
+def _step(line: str) -> int | None:
+    try:
+        return int(json.loads(line)["step"])
+    except ValueError:
+        return None
 
 
 def _watch(
@@ -191,7 +204,8 @@ def _watch(
         step_tokens = mean_step_tokens
         last_loss = float("nan")
         tokens_per_s = 0.0
-        diverged = False
+        gradient_norm = float("nan")
+        guard = LossGuard(trainer.model.config.get_text_config().vocab_size)
         was_stopped = False
         began = 0.0
         first_step = 0
@@ -205,6 +219,8 @@ def _watch(
             on_step(state.global_step, state.max_steps, {"loss": self.last_loss, "tokens_per_s": self.tokens_per_s})
             if should_stop():
                 self.was_stopped = control.should_save = control.should_training_stop = True
+            if control.should_save:
+                control.should_log = True  # the loss is looked at before a checkpoint is kept
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
             if "loss" not in logs and "eval_loss" not in logs:
@@ -214,8 +230,12 @@ def _watch(
             with log_path.open("a") as log:
                 log.write(json.dumps(line) + "\n")
             self.last_loss = line.get("loss", self.last_loss)
-            if line.get("loss") is not None and line["loss"] != line["loss"]:
-                self.diverged = control.should_training_stop = True
+            self.gradient_norm = line.get("grad_norm", self.gradient_norm)
+            if "loss" in line:
+                self.guard.see(state.global_step, line["loss"])
+            if self.guard.is_suspect:
+                control.should_save = False
+                control.should_training_stop |= bool(self.guard.verdict)
 
     return Watch()
 

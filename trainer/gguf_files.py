@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 
 from modelstore import UserError
+from trainer.children import bound
+from trainer.failures import full_disk, is_full
 
 # llama.cpp's `enum llama_ftype`
 FTYPES = {
@@ -91,13 +93,17 @@ def end_children() -> None:
 
 def _run(argv: list[str], environment: dict[str, str], target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    with subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as child:
+    with subprocess.Popen(
+        bound(argv), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as child:
         _children.add(child)
         try:
             said, _ = child.communicate()
         finally:
             _children.discard(child)
     if child.returncode or not target.exists():
+        if is_full(target.parent, said):
+            raise full_disk(target)
         raise ExportError(f"{target.name} could not be made (exit code {child.returncode}):\n{said[-1500:]}")
 
 

@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from trainer.children import bound
+
 LOAD_TIMEOUT_S = 300
 TOP = 100  # tokens per position whose probability is asked for
 
@@ -68,7 +70,7 @@ def _llama_server(wish: dict[str, Any]) -> Iterator[str]:
     argv = [str(Path(wish["llamacpp"]) / "llama-server"), "--model", wish["gguf"], "--port", str(port), "--jinja"]
     argv += ["--ctx-size", str(wish["context"]), "--parallel", "1", "--n-gpu-layers", str(wish["gpu_layers"])]
     argv += ["--threads", str(wish["threads"]), "--no-webui"]
-    child = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=sys.stderr)
+    child = subprocess.Popen(bound(argv), stdout=subprocess.DEVNULL, stderr=sys.stderr)
     try:
         url = f"http://127.0.0.1:{port}"
         _wait_until_loaded(url, child)

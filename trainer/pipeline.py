@@ -14,6 +14,7 @@ from trainer.backends import Backend, choose_backend
 from trainer.bases import resolve_base
 from trainer.config import TrainConfig, config_dict, config_sha256
 from trainer.export import base_files, export, needed_bytes
+from trainer.failures import saying_when_full
 from trainer.finetune import Finetuned, finetune
 from trainer.gguf_files import refuse_unknown
 from trainer.machine import hardware, package_versions
@@ -49,19 +50,32 @@ def train(config: TrainConfig, store: Store, report: Reporter, should_stop: Call
     store.create()
     fingerprint = f"{config_sha256(config)} {rows.sha256}"
     if not again and (run := unfinished.published(store, config_sha256(config), rows.sha256)):
+        _settle(store, run, report)
         return Outcome(run, is_new=False)
     backend, reason = choose_backend(config, store.cache)
     report.say(f"backend: {backend.name}, because {reason}")
     base = resolve_base(config.model.base, store)
     _refuse_full_disk(config, base, store)
-    run_id = unfinished.claim(store, fingerprint) or new_run_id(config.name, config.data.path.parent.name)
-    with store.stage(run_id) as staging:
-        unfinished.begin(store, run_id, fingerprint)
+    for refusal in unfinished.refusals(store, fingerprint, config_dict(config)):
+        report.say(refusal)
+    claimed = unfinished.claim(store, fingerprint)
+    if claimed:
+        report.say(f"continues run {claimed}, {unfinished.progress(store, claimed)}")
+    run_id = claimed or new_run_id(config.name, config.data.path.parent.name)
+    with store.stage(run_id) as staging, saying_when_full(store.path):
+        unfinished.begin(store, run_id, fingerprint, config_dict(config))
         run = _train_and_publish(config, backend, store, staging, base, rows, report, should_stop)
-    unfinished.finish(store, run_id)
+    _settle(store, run, report)
+    return Outcome(run, is_new=True)
+
+
+def _settle(store: Store, run: Run, report: Reporter) -> None:
+    """What follows a publication. An earlier attempt may have been killed in between, so it is done again."""
+    report.say(f"published: {run.id}")
+    unfinished.finish(store, run.id)
     if store.channel("current") is None:
         store.promote(run.id)
-    return Outcome(run, is_new=True)
+        report.say(f"the channel current names {run.id}")
 
 
 def _train_and_publish(
@@ -99,6 +113,7 @@ def _train_and_publish(
     checks = verify(staging.path, base, artifacts, tokenizer, reference, report.say)
     if failed := [check for check in checks if not check.passed]:
         raise VerificationFailed(failed, staging.path)
+    report.say(f"publish: {staging.run_id}")
     return staging.publish(_describe(config, base, rows, prepared, tuned, checks), artifacts)
 
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 from modelstore import Run, Store
+from modelstore.files import write_atomically
+from trainer.checkpoints import checkpoints, step_of
 
-MARKER = "fingerprint"
+MARKER, BEGUN = "fingerprint", "begun.json"
+PATHS = ("data.path", "data.questions")  # left out of the config's hash too
 
 
 def published(store: Store, config_sha256: str, dataset_sha256: str) -> Run | None:
@@ -19,21 +26,68 @@ def published(store: Store, config_sha256: str, dataset_sha256: str) -> Run | No
 
 def claim(store: Store, fingerprint: str) -> str | None:
     """The id of an unfinished run of the same config and data, or None."""
-    root = store.path / "work"
-    for marker in sorted(root.glob(f"*/{MARKER}"), reverse=True):
-        run_id = marker.parent.name
-        if marker.read_text() == fingerprint and not (store.path / "runs" / run_id).exists():
-            return run_id
+    for folder in _unfinished(store):
+        if (folder / MARKER).read_text() == fingerprint:
+            return folder.name
     return None
 
 
-def begin(store: Store, run_id: str, fingerprint: str) -> None:
+def begin(store: Store, run_id: str, fingerprint: str, config: Mapping[str, Any]) -> None:
     """Say what the checkpoints of this run belong to."""
     folder = store.work(run_id)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARKER).write_text(fingerprint)
+    write_atomically(folder / BEGUN, json.dumps(config).encode())
+    write_atomically(folder / MARKER, fingerprint.encode())
 
 
 def finish(store: Store, run_id: str) -> None:
     """Checkpoints of a published run are of no use any more."""
     shutil.rmtree(store.work(run_id), ignore_errors=True)
+
+
+def progress(store: Store, run_id: str) -> str:
+    """How far an unfinished run came."""
+    if (store.work(run_id) / "finished").exists():
+        return "its training is complete"
+    found = checkpoints(store.work(run_id) / "checkpoints")
+    return f"from its checkpoint of step {step_of(found[-1])}" if found else "which has no checkpoint yet"
+
+
+def refusals(store: Store, fingerprint: str, config: Mapping[str, Any]) -> list[str]:
+    """Unfinished runs of this config's name that cannot be continued, each with what changed since."""
+    found = []
+    for folder in _unfinished(store):
+        before = _begun(folder)
+        if before and before.get("name") == config["name"] and (folder / MARKER).read_text() != fingerprint:
+            changed = list(_changes(before, config))
+            if (folder / MARKER).read_text().split()[1:] != fingerprint.split()[1:]:
+                changed.append("the data's content changed")
+            found.append(f"run {folder.name} is unfinished and is not continued: {'; '.join(changed)}")
+    return found
+
+
+def _unfinished(store: Store) -> list[Path]:
+    markers = sorted((store.path / "work").glob(f"*/{MARKER}"), reverse=True)
+    return [marker.parent for marker in markers if not (store.path / "runs" / marker.parent.name).exists()]
+
+
+def _begun(folder: Path) -> dict[str, Any] | None:
+    try:
+        read: Any = json.loads((folder / BEGUN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return read if isinstance(read, dict) else None
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    old, new = _flat(before), _flat(now)
+    for key in sorted(old.keys() | new.keys()):
+        if key not in PATHS and old.get(key) != new.get(key):
+            yield f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

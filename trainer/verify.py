@@ -13,6 +13,7 @@ from typing import Any
 from modelstore import ArtifactSpec, Base, Check
 from modelstore.machine import cpu_threads
 from trainer.agreement import Agreement, compare, compare_listed
+from trainer.children import bound
 from trainer.gguf_files import child_environment, llamacpp_folder
 from trainer.gguf_weights import compare_gguf
 from trainer.machine import compute_device
@@ -232,7 +233,7 @@ def _ask_engine(gguf: Path, probes: Sequence[Probe]) -> dict[str, Any]:
         "probes": [asdict(probe) for probe in probes],
         "max_tokens": MAX_ANSWER_TOKENS,
     }
-    argv, environment = [sys.executable, "-m", "trainer.gguf_probe"], child_environment()
+    argv, environment = bound([sys.executable, "-m", "trainer.gguf_probe"]), child_environment()
     done = subprocess.run(argv, input=json.dumps(wish), env=environment, capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout)
     return found

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelstore import UserError
+from trainer.checkpoints import written_aside
 from trainer.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -53,10 +54,20 @@ class SeededOrder:
 
 
 def seeded_trainer() -> Any:
-    """trl's SFTTrainer (as the stack has patched it) with rows in SeededOrder."""
+    """trl's SFTTrainer (as the stack has patched it) with rows in SeededOrder and checkpoints that are whole."""
     from trl import SFTTrainer
 
     class SeededTrainer(SFTTrainer):  # type: ignore[misc]
+        aside: Path | None = None
+
+        def _get_output_dir(self, trial: Any) -> str:
+            return str(self.aside or super()._get_output_dir(trial))
+
+        def _save_checkpoint(self, model: Any, trial: Any) -> None:
+            with written_aside(self) as self.aside:
+                super()._save_checkpoint(model, trial)
+            self.aside = None
+
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
             grouped = self.args.train_sampling_strategy == "group_by_length"
@@ -109,6 +120,7 @@ def sft_config(config: TrainConfig, checkpoints: Path, *, evaluates: bool, **sta
         "bf16": bf16,  # on a CPU the weights have their precision already and autocast would only add casts
         "fp16": cuda and not bf16,
         "prediction_loss_only": True,
+        "logging_nan_inf_filter": False,  # it would show a loss that is not a number as an ordinary one
         "report_to": "tensorboard" if training.tensorboard else "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": cuda,

@@ -1,0 +1,108 @@
+"""Starts the pipeline's programs as forks of a process that has imported their libraries, so that a start takes no
+seconds. Everything else is as in production: the same code, arguments, files, signals and deaths.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+# Takes the place of a child program: hands its streams over, and its death ends the program that runs in its stead.
+CLIENT = """
+import ctypes, json, os, socket, sys
+ctypes.CDLL(None).prctl(1, 9)
+os.getppid() == int(sys.argv[2]) or sys.exit(1)
+server = socket.socket(socket.AF_UNIX)
+server.connect(sys.argv[1])
+socket.send_fds(server, [json.dumps(sys.argv[3:]).encode()], [0, 1, 2])
+code = server.recv(16)
+sys.exit(int(code) if code else 1)
+"""
+
+
+def client(address: Path, argv: list[str]) -> list[str]:
+    """A command that lets the server at `address` run `argv`."""
+    return [sys.executable, "-I", "-S", "-c", CLIENT, str(address), str(os.getpid()), *argv]
+
+
+def fork(work: Callable[[], object]) -> int:
+    """Run `work` in a child; its process id. The child never returns."""
+    pid = os.fork()
+    if pid == 0:
+        finish(work)
+    return pid
+
+
+def finish(work: Callable[[], object]) -> NoReturn:
+    """Run `work` as a whole program would run, and end this process."""
+    code = 1
+    try:
+        work()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def serve(address: Path, prepare: Callable[[], object]) -> int:
+    """A process that, after `prepare`, runs Python programs for clients until it is killed; its process id."""
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(address))
+    listening.listen()
+
+    def loop() -> None:
+        prepare()
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        while True:
+            connection, _ = listening.accept()
+            fork(lambda connection=connection: _handle(connection))
+            connection.close()
+
+    pid = fork(loop)
+    listening.close()
+    return pid
+
+
+def _handle(connection: socket.socket) -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    said, streams, _, _ = socket.recv_fds(connection, 1 << 20, 3)
+    if not said:
+        return
+    pid = fork(lambda: _program(json.loads(said), streams))
+    for stream in streams:
+        os.close(stream)
+    ended = os.pidfd_open(pid)
+    ready, _, _ = select.select([connection, ended], [], [])
+    if ended not in ready:  # the client died, so does the program
+        os.kill(pid, signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    if ended in ready:
+        connection.sendall(str(abs(os.waitstatus_to_exitcode(status))).encode())
+
+
+def _program(argv: list[str], streams: list[int]) -> None:
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+    sys.stdin = os.fdopen(0, closefd=False)
+    if argv[1] == "-m":
+        sys.argv = argv[2:]
+        runpy.run_module(argv[2], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = argv[1:]
+        runpy.run_path(argv[1], run_name="__main__")
