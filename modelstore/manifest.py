@@ -100,7 +100,7 @@ def read_manifest(folder: Path) -> Manifest:
         return _parse(tree, folder)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         raise UserError(f"{path} is not a manifest of format {FORMAT}: {type(error).__name__} {error}.") from None
 
 
@@ -115,13 +115,20 @@ def _parse(tree: Any, folder: Path) -> Manifest:
     if tree["id"] != folder.name and not folder.name.startswith("."):
         raise UserError(f"{folder / FILE_NAME} says that it is {tree['id']!r}: the folder was renamed.")
     artifacts = tuple(_artifact(entry, folder) for entry in tree["artifacts"])
-    checks = tuple(Check(**entry) for entry in tree.get("verification", ()))
+    checks = tuple(_check(entry) for entry in tree.get("verification", ()))
     known = {entry.name for entry in fields(Manifest)} - {"artifacts", "verification"}
     return Manifest(
         artifacts=artifacts,
         verification=checks,
         **{name: _typed(name, value) for name, value in tree.items() if name in known},
     )
+
+
+def _check(entry: Mapping[str, Any]) -> Check:
+    check = Check(**entry)
+    if not (isinstance(check.name, str) and isinstance(check.passed, bool) and isinstance(check.figures, dict)):
+        raise TypeError(f"verification has {check.name!r}, which is no check")
+    return check
 
 
 def _typed(name: str, value: Any) -> Any:
@@ -139,7 +146,7 @@ def _artifact(entry: Mapping[str, Any], folder: Path) -> Artifact:
         relative=safe_path(str(entry["path"]), folder),
         bytes=int(entry["bytes"]),
         sha256=str(entry["sha256"]),
-        quantization=entry.get("quantization"),
+        quantization=None if (quantization := entry.get("quantization")) is None else str(quantization),
         root=folder,
     )
     if artifact.bytes < 0:

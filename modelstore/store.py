@@ -158,7 +158,7 @@ class Store:
             return _valid((self.path / "channels" / name).read_text(encoding="ascii").strip())
         except FileNotFoundError:
             return None
-        except UnicodeDecodeError:
+        except (OSError, UnicodeDecodeError):
             raise UserError(f"{self.path / 'channels' / name} does not hold a run id.") from None
 
     # ---------------------------------------------------------------- writing

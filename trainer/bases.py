@@ -14,6 +14,8 @@ from typing import Any
 
 from modelstore import ArtifactSpec, Base, Staging, Store, UserError
 from modelstore.files import exclusive_lock
+from trainer.templates import refuse_hostile
+from trainer.weights import tensor_file
 
 SOURCES = "hub:REPO@REVISION, modelscope:REPO, package:NAME or a local folder"
 WANTED = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt", "LICENSE*")
@@ -138,10 +140,43 @@ def _once(base_id: str, store: Store, fill: Callable[[Path], Origin]) -> Base:
 def _refuse_unfit(folder: Path) -> None:
     if not (folder / "config.json").exists():
         raise UserError(f"{folder} has no config.json, so it is no model folder in the Hugging Face layout.")
+    _refuse_foreign_code(folder / "config.json")
+    for path in folder.glob("*.safetensors"):
+        _refuse_no_tensors(path)
     if not list(folder.glob("*.safetensors")):
         pickles = [path.name for path in folder.iterdir() if path.suffix in PICKLES]
         why = f" {pickles[0]} is a pickle, which can run code and is refused." if pickles else ""
         raise UserError(f"{folder} has no .safetensors weights.{why} Convert the model to safetensors first.")
+
+
+def _refuse_foreign_code(path: Path) -> None:
+    """`auto_map` names Python files of the repository. They are never copied and never run: an architecture that
+    transformers has itself (Phi-3 carries both) is taken from there, any other is refused.
+    """
+    from transformers import CONFIG_MAPPING
+
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {error}. Copy the model again.") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} is not a JSON object. Copy the model again.")
+    if tree.get("auto_map") and tree.get("model_type") not in CONFIG_MAPPING:
+        raise UserError(
+            f"{path} names code of its own repository (auto_map) for the architecture {tree.get('model_type')!r}, "
+            "which transformers does not have. Such code is never run: there is no trust_remote_code here. Take a model "
+            "of another architecture."
+        )
+
+
+def _refuse_no_tensors(path: Path) -> None:
+    from safetensors import SafetensorError
+
+    try:
+        with tensor_file(path) as file:
+            file.keys()
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is no whole safetensors file: {error}. Copy the model again.") from None
 
 
 def _publish(staging: Staging, origin: Origin) -> Base:
@@ -158,13 +193,19 @@ def template_sha256(folder: Path) -> str:
     """Hash of the chat template of a model folder; empty where it has none."""
     from transformers import AutoTokenizer
 
-    template = AutoTokenizer.from_pretrained(folder).chat_template
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # the library fails in many ways at files that are no tokenizer
+        first = (str(error).splitlines() or [""])[0]
+        raise UserError(f"The tokenizer in {folder} cannot be loaded: {type(error).__name__} {first}") from None
+    refuse_hostile(tokenizer)
+    template = tokenizer.chat_template
     return hashlib.sha256(template.encode()).hexdigest() if template else ""
 
 
 def _layout(folder: Path) -> str:
     """The architecture's family, and whether its projections are fused (that decides LoRA's target modules)."""
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     family = str(config.get("model_type", "unknown"))
     return f"{family}-fused" if family in ("phi3", "phi") else family
 

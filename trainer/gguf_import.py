@@ -35,7 +35,15 @@ def import_gguf(gguf: Path, folder: Path) -> str:
     """
     from gguf import GGUFReader
 
-    reader = GGUFReader(gguf)
+    try:
+        reader = GGUFReader(gguf)
+        return _imported(gguf, reader, folder)
+    except (ValueError, KeyError, IndexError, TypeError, OverflowError, MemoryError) as error:
+        said = f"{type(error).__name__} {error}"
+        raise UserError(f"{gguf} is damaged or no GGUF file of a whole model: {said}. Get it again.") from None
+
+
+def _imported(gguf: Path, reader: Any, folder: Path) -> str:
     read = {name: field.contents for name, field in reader.fields.items()}
     kinds = (read["general.architecture"](), read["tokenizer.ggml.model"](), read["tokenizer.ggml.pre"]())
     if kinds != ("llama", "gpt2", "smollm"):

@@ -121,7 +121,7 @@ def load_tokenizer(base: Base) -> Any:
     """The base model's tokenizer with its chat template; padding on the right, as training needs it."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(base.folder("hf"))
+    tokenizer = AutoTokenizer.from_pretrained(base.folder("hf"), trust_remote_code=False)
     tokenizer.padding_side = "right"
     return tokenizer
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from modelstore import UserError
 from trainer.rows import Conversation
+from trainer.templates import bounded_time
 
 
 @dataclass(frozen=True)
@@ -133,11 +134,10 @@ def _answer_end(tokenizer: Any, content: str, text: str, start: int, closed: str
 
 
 def _template(tokenizer: Any, messages: list[dict[str, str]], *, answer_next: bool = False) -> str:
-    from jinja2 import TemplateError
-
     try:
-        rendered: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer_next)
-    except (TemplateError, TypeError, ValueError) as error:
+        with bounded_time():
+            rendered: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer_next)
+    except Exception as error:  # a template is a program of others, which can fail in any way
         roles = [message["role"] for message in messages]
         raise UserError(
             f"The model's chat template refuses a conversation with the roles {roles}: {error}. Bring the rows into a "

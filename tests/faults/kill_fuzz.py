@@ -65,7 +65,7 @@ class Fuzz:
         self.base = tiny_model.write_model(folder / "tiny-llama")
         self.config = folder / "config.toml"
         data = tiny_model.write_data(folder / "train.jsonl")
-        self.config.write_text(_toml(tiny_model.config(self.base, data)))
+        self.config.write_text(tiny_model.toml(tiny_model.config(self.base, data)))
         self.log = folder / "log"
 
     def start(self, store: Path) -> int:
@@ -281,14 +281,6 @@ def _ended(pid: int) -> bool:
 def _losses(run: Run) -> list[tuple[int, float]]:
     rows = [json.loads(line) for line in (run.path / "training.jsonl").read_text().splitlines()]
     return [(row["step"], row["loss"]) for row in rows if "loss" in row]
-
-
-def _toml(tree: dict[str, Any]) -> str:
-    top = [f"{key} = {json.dumps(value)}" for key, value in tree.items() if not isinstance(value, dict)]
-    for section, values in tree.items():
-        if isinstance(values, dict):
-            top += [f"[{section}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
-    return "\n".join(top) + "\n"
 
 
 def main() -> int:

@@ -54,6 +54,15 @@ def config(base: Path, data: Path, **training: Any) -> dict[str, Any]:
     }
 
 
+def toml(tree: dict[str, Any]) -> str:
+    """A config file of such a tree."""
+    top = [f"{key} = {json.dumps(value)}" for key, value in tree.items() if not isinstance(value, dict)]
+    for section, values in tree.items():
+        if isinstance(values, dict):
+            top += [f"[{section}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
+    return "\n".join(top) + "\n"
+
+
 def _write_tokenizer(folder: Path) -> None:
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
     from transformers import PreTrainedTokenizerFast

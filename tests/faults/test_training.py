@@ -1,0 +1,285 @@
+"""A training under adversity: full and read-only disks, rivals, readers, signals, losses that explode."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelstore import Store, UserError
+from tests.faults import fork_server, tiny_model
+from trainer.checkpoints import checkpoints
+from trainer.config import TrainConfig
+from trainer.divergence import Diverged, LossGuard
+from trainer.finetune import Stopped
+from trainer.pipeline import train
+from trainer.progress import Reporter
+
+ROOT = Path(__file__).parents[2]
+mounts = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root: NOT TESTED HERE")
+
+
+class Said(Reporter):
+    """Keeps what was said; `at` runs something when a line begins so."""
+
+    def __init__(self, at: dict[str, Callable[[], object]] | None = None) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+        self.at = at or {}
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
+        for beginning, act in self.at.items():
+            if message.startswith(beginning):
+                act()
+
+
+def go(
+    wish: TrainConfig, store: Path, said: Said | None = None, should_stop: Callable[[], bool] = lambda: False
+) -> Any:
+    return train(wish, Store(store), said or Said(), should_stop, again=False)
+
+
+@contextmanager
+def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"no tmpfs can be mounted here, NOT TESTED: {done.stderr.decode().strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(disk: Path) -> None:
+    with (disk / "ballast").open("wb") as file:
+        for size in (1 << 20, 1 << 12):
+            try:
+                while True:
+                    file.write(b"x" * size)
+                    file.flush()
+            except OSError:
+                continue
+
+
+@mounts
+@pytest.mark.parametrize("moment", ["checkpoint", "merge", "convert", "base's files", "publish"])
+def test_a_disk_that_fills_up_is_said_and_after_making_room_the_run_is_published(
+    wish: TrainConfig, tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.pipeline.needed_bytes", lambda *_: 0)  # which would refuse the small disk at once
+    with small_disk(tmp_path / "disk", 64) as disk:
+        at = {"merge": "export: merged", "convert": "export: GGUF Q8_0", "publish": "publish: ", "base's files": "of"}
+        said = Said({at.get(moment, "-"): lambda: fill(disk)})
+        if moment == "base's files":
+            said.at = {"export: GGUF Q8_0 of the base": lambda: fill(disk)}
+        steps = iter(range(100))
+
+        def in_training() -> bool:
+            if moment == "checkpoint" and next(steps) == 4:
+                fill(disk)
+            return False
+
+        with pytest.raises(UserError, match=r"the disk is full.*Published runs are untouched"):
+            go(wish, disk / "store", said, in_training)
+        assert Store(disk / "store").runs() == []
+        (disk / "ballast").unlink()
+        again = Said()
+        outcome = go(wish, disk / "store", again)
+        assert any(line.startswith("continues run") for line in again.lines)
+        Store(disk / "store").check(outcome.run)
+
+
+@mounts
+def test_a_read_only_store_is_said_before_training(wish: TrainConfig, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 8) as disk:
+        Store(disk / "store").create()
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        with pytest.raises(UserError, match="read-only"):
+            go(wish, disk / "store")
+
+
+def test_two_trainers_on_one_store(wish: TrainConfig, tmp_path: Path) -> None:
+    """Of one config: the second is refused. Of two: both publish, and share the base's files."""
+    other = wish.model_copy(update={"name": "other"})
+    code = []
+    pids: list[int] = []
+
+    def rival(config: TrainConfig) -> Callable[[], None]:
+        return lambda: pids.append(fork_server.fork(lambda: code.append(go(config, tmp_path))))
+
+    refused: list[UserError] = []
+
+    def twin() -> None:
+        try:
+            go(wish, tmp_path)
+        except UserError as error:
+            refused.append(error)
+
+    said = Said({"training: run": lambda: (rival(other)(), twin())})
+    mine = go(wish, tmp_path, said)
+    assert os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 0
+    assert "Another process" in str(refused[0])
+    store = Store(tmp_path)
+    assert len(store.runs()) == 2 and mine.run.id in {run.id for run in store.runs()}
+    for run in [*store.runs(), *store.bases()]:
+        store.check(run)
+
+
+def test_a_reader_sees_a_whole_run_or_none_while_it_is_published(wish: TrainConfig, tmp_path: Path) -> None:
+    seen: list[int] = []
+    over = threading.Event()
+    faults: list[BaseException] = []
+
+    def read() -> None:
+        store = Store(tmp_path)
+        while not over.is_set():
+            try:
+                for run in store.runs():
+                    store.check(run)
+                seen.append(len(store.runs()))
+            except BaseException as error:
+                faults.append(error)
+                return
+
+    reader = threading.Thread(target=read)
+    go(wish, tmp_path, Said({"publish": reader.start}))
+    deadline = time.monotonic() + 30
+    while 1 not in seen and not faults and time.monotonic() < deadline:
+        time.sleep(0.01)
+    over.set()
+    reader.join()
+    assert not faults and seen == sorted(seen) and seen[-1] == 1
+    print(f"a reader looked {len(seen)} times while a run was published, {seen.count(0)} times before it was there")
+
+
+def test_another_config_or_other_data_does_not_continue_a_run_and_says_why(
+    wish: TrainConfig, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(Stopped):
+        go(wish, tmp_path, should_stop=lambda: True)
+    begun = next((tmp_path / "work").glob("*/fingerprint")).parent.name
+    changed = wish.training.model_copy(update={"learning_rate": 5e-3})
+    said = Said()
+    with pytest.raises(Stopped):
+        go(wish.model_copy(update={"training": changed}), tmp_path, said, lambda: True)
+    why = f"run {begun} is unfinished and is not continued: training.learning_rate was 0.01 and is 0.005"
+    assert why in said.lines and not any(line.startswith("continues") for line in said.lines)
+    more = tmp_path / "more.jsonl"
+    more.write_text(data.read_text() + '{"question": "New?", "answer": "Yes."}\n')
+    said = Said()
+    with pytest.raises(Stopped):
+        go(wish.model_copy(update={"data": wish.data.model_copy(update={"path": more})}), tmp_path, said, lambda: True)
+    assert f"run {begun} is unfinished and is not continued: the data's content changed" in said.lines
+    said = Said()
+    with pytest.raises(Stopped):
+        go(wish, tmp_path, said, lambda: True)
+    assert f"continues run {begun}, from its checkpoint of step 1" in said.lines
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_a_checkpoint_and_its_own_exit_code(
+    base: Path, data: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(tiny_model.toml(tiny_model.config(base, data, max_steps=5000)))
+    log = tmp_path / "log"
+    log.touch()
+
+    def work() -> None:
+        stream = os.open(log, os.O_WRONLY | os.O_APPEND)
+        os.dup2(stream, 1)
+        os.dup2(stream, 2)
+        from trainer.cli import main
+
+        main(["train", "--config", str(path), "--store", str(tmp_path / "store")])
+
+    pid = fork_server.fork(work)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "store").glob("work/*/training.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(pid, number)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3, log.read_text()
+    assert "the same command continues from there" in log.read_text() and "Traceback" not in log.read_text()
+    assert checkpoints(next((tmp_path / "store").glob("work/*/checkpoints")))
+
+
+def test_a_loss_that_explodes_stops_with_the_last_good_checkpoint(wish: TrainConfig, tmp_path: Path) -> None:
+    steps = wish.training.model_copy(update={"learning_rate": 1.0, "warmup_steps": 6, "max_steps": 200})
+    with pytest.raises(
+        Diverged, match=r"and grows.*the lowest was.*Lower training.learning_rate.*last good checkpoint"
+    ):
+        go(wish.model_copy(update={"training": steps, "lora": wish.lora.model_copy(update={"alpha": 1024})}), tmp_path)
+    assert Store(tmp_path).runs() == []
+    assert checkpoints(next(tmp_path.glob("work/*/checkpoints")))
+
+
+def test_a_loss_that_is_no_number_stops_with_the_last_good_checkpoint(
+    wish: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trainer.backends import transformers_backend
+
+    made = transformers_backend.TransformersBackend.sft_trainer
+
+    def poisoned(self: Any, *arguments: Any) -> Any:
+        trainer = made(self, *arguments)
+        loss = trainer.compute_loss
+
+        def compute_loss(*arguments: Any, **named: Any) -> Any:
+            return loss(*arguments, **named) * (float("nan") if trainer.state.global_step >= 5 else 1.0)
+
+        trainer.compute_loss = compute_loss
+        return trainer
+
+    monkeypatch.setattr(transformers_backend.TransformersBackend, "sft_trainer", poisoned)
+    with pytest.raises(Diverged, match=r"not a number at step 6; the lowest was.*last good checkpoint.*checkpoint-4"):
+        go(wish, tmp_path)
+    assert [path.name for path in checkpoints(next(tmp_path.glob("work/*/checkpoints")))][-1] == "checkpoint-4"
+    assert Store(tmp_path).runs() == []
+
+
+@pytest.mark.parametrize(
+    ("losses", "verdict"),
+    [
+        ([2.0, 1.5, 1.0], ""),
+        ([2.0, 7.0, 1.9], ""),  # a spike
+        ([2.0, 7.0, 7.5], "grows"),
+        ([5.9, 6.0, 6.1, 6.2], ""),  # a base that knows nothing yet
+        ([2.0, 3.0, 4.0], ""),  # worse, and still better than a guess
+        ([2.0, float("nan")], "not a number"),
+        ([2.0, float("inf")], "not a number"),
+    ],
+)
+def test_what_counts_as_broken_down(losses: list[float], verdict: str) -> None:
+    guard = LossGuard(vocabulary=352)  # ln 352 = 5.86
+    for step, loss in enumerate(losses, 1):
+        guard.see(step, loss)
+    assert (verdict in guard.verdict) if verdict else not guard.verdict
+
+
+def test_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
+    """The short form of the run in benchmarks/results/kill-fuzz.json: TUNESHIP_KILL_MOMENTS=1000 is the long one."""
+    import sys
+
+    moments = os.environ.get("TUNESHIP_KILL_MOMENTS", "20")
+    argv = [sys.executable, "-m", "tests.faults.kill_fuzz", "--moments", moments]
+    argv += ["--seed", str(time.time_ns() % 1_000_000)]
+    if moments == "20":
+        argv += ["--limit-s", "45"]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
+    print(done.stdout)
+    assert done.returncode == 0, done.stderr[-5000:]
+    found = json.loads(done.stdout)
+    assert found["moments"] >= 3 and found["faults"] == []
