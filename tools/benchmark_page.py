@@ -25,7 +25,26 @@ def page() -> str:
     training = json.loads((RESULTS / "gpu-phi3-training.json").read_text())
     client = json.loads((RESULTS / "client-overhead.json").read_text())
     other = json.loads((RESULTS / "guidellm-stub.json").read_text())
-    return head + "\n".join([_demo(demo), _broken(broken), _gpu(plain, training), _client(client), _agreement(other)])
+    kills = RESULTS / "kill-fuzz.json"
+    parts = [_demo(demo), _broken(broken), _gpu(plain, training), _client(client), _agreement(other)]
+    return head + "\n".join(parts + ([_kills(json.loads(kills.read_text()))] if kills.exists() else []))
+
+
+def _kills(result: dict[str, Any]) -> str:
+    """The random kills by the phase that they hit."""
+    lost = "\n".join(f"- {fault}" for fault in result["faults"]) or "Nothing was lost."
+    rows = "\n".join(f"| {phase} | {count} |" for phase, count in result["by_phase"].items())
+    return f"""## Kills at random moments
+
+`{result["command"]}`, {result["seconds"]} s
+([what is done](reliability.md#kills-at-random-moments)): {result["moments"]} kills over {result["trainings_published"]}
+trainings; {result["starts_that_continued"]} of the killed starts had continued an earlier one.
+{lost}
+
+| phase | kills |
+|---|---|
+{rows}
+"""
 
 
 def _broken(result: dict[str, Any]) -> str:

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Runs every test suite in the environment that it belongs to, then prints coverage and one closing line with counts.
 
-usage: tools/test.py [SUITE …]   suites: modelstore trainer faults server conformance clients data tools e2e containers vllm
+usage: tools/test.py [SUITE …]
+suites: modelstore trainer faults server conformance clients data tools e2e containers vllm
 
 vllm runs when it is named or its environment is there (tools/envs.py vllm, 2 GB).
 """

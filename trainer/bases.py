@@ -164,8 +164,8 @@ def _refuse_foreign_code(path: Path) -> None:
     if tree.get("auto_map") and tree.get("model_type") not in CONFIG_MAPPING:
         raise UserError(
             f"{path} names code of its own repository (auto_map) for the architecture {tree.get('model_type')!r}, "
-            "which transformers does not have. Such code is never run: there is no trust_remote_code here. Take a model "
-            "of another architecture."
+            "which transformers does not have. Such code is never run: there is no trust_remote_code here. Take "
+            "another model."
         )
 
 
