@@ -19,7 +19,7 @@ from trainer.backends import Backend
 from trainer.checkpoints import NotFinite, checkpoints, is_finite, step_of
 from trainer.config import TrainConfig, TrainingConfig
 from trainer.divergence import Diverged, LossGuard
-from trainer.machine import peak_memory_bytes
+from trainer.machine import peak_memory_bytes, precision
 
 if TYPE_CHECKING:
     from trainer.prepare import Prepared
@@ -30,6 +30,7 @@ class Summary:
     """What the manifest says of the training. Memory is the process's peak resident set (device memory on a GPU)."""
 
     backend: str
+    weights: str
     steps: int
     seconds: float
     final_loss: float
@@ -97,6 +98,7 @@ def finetune(
         backend.for_inference(trainer.model)
     summary = Summary(
         backend=backend.name,
+        weights=precision(config.model.weights),
         steps=trainer.state.global_step,
         seconds=round(time.monotonic() - started, 1),
         final_loss=watch.last_loss,
