@@ -33,14 +33,26 @@ def import_gguf(gguf: Path, folder: Path) -> str:
 
     Raises UserError for another architecture or vocabulary than Llama with byte-level BPE.
     """
-    from gguf import GGUFReader
-
     try:
-        reader = GGUFReader(gguf)
-        return _imported(gguf, reader, folder)
+        return _imported(gguf, _reader(gguf), folder)
     except (ValueError, KeyError, IndexError, TypeError, OverflowError, MemoryError) as error:
         said = f"{type(error).__name__} {error}"
         raise UserError(f"{gguf} is damaged or no GGUF file of a whole model: {said}. Get it again.") from None
+
+
+def _reader(path: Path) -> Any:
+    """The library's reader, which at the end of the file goes on with nothing: a list that claims 2^40 elements would
+    keep it busy for days.
+    """
+    from gguf import GGUFReader
+
+    class BoundedReader(GGUFReader):  # type: ignore[misc]
+        def _get(self, offset: int, *arguments: Any, **named: Any) -> Any:
+            if int(offset) >= len(self.data):
+                raise ValueError("the file ends before what its header promises")
+            return super()._get(offset, *arguments, **named)
+
+    return BoundedReader(path)
 
 
 def _imported(gguf: Path, reader: Any, folder: Path) -> str:

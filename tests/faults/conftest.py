@@ -1,17 +1,31 @@
-"""One small model for all tests of faults."""
+"""One small model for all tests of faults, and programs that start without importing their libraries again."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from trainer.cli import prepare_process
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: its threads would not survive the forks of these tests
 
-prepare_process()
+from tests.faults import kill_fuzz, tiny_model
 
-from tests.faults import tiny_model  # noqa: E402
+kill_fuzz.import_libraries()
+
+from trainer import gguf_files, verify  # noqa: E402
 from trainer.config import TrainConfig  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    folder = tmp_path_factory.mktemp("tools")
+    with kill_fuzz.tool_servers(folder):
+        for module in (gguf_files, verify):
+            module.bound = partial(kill_fuzz.through, folder)
+        yield
 
 
 @pytest.fixture(scope="session")

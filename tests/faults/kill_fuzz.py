@@ -21,7 +21,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +83,10 @@ class Fuzz:
             from trainer.cli import main
 
             for module in (gguf_files, verify):
-                module.bound = self._bound
+                module.bound = partial(through, self.folder)
             main(["train", "--config", str(self.config), "--store", str(store)])
 
         return fork_server.fork(work)
-
-    def _bound(self, argv: list[str]) -> list[str]:
-        name = "converter" if "convert_hf_to_gguf" in argv[1] else "tools"
-        return fork_server.client(self.folder / f"{name}.socket", argv)
 
     def undisturbed(self) -> Run:
         """The run to compare with; how long each phase took is kept."""
@@ -205,18 +204,29 @@ def run(moments: int, limit_s: float, seed: int) -> dict[str, Any]:
     os.environ["OMP_NUM_THREADS"] = "1"
     import_libraries()
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # a killed process loses nothing that it wrote
-    with tempfile.TemporaryDirectory(prefix="kill-fuzz-", dir=memory) as name:
-        fuzz, servers = Fuzz(Path(name), seed), []
-        try:
-            servers = [
-                fork_server.serve(Path(name) / "converter.socket", _import_converter),
-                fork_server.serve(Path(name) / "tools.socket", lambda: None),
-            ]
-            return _torment(fuzz, moments, limit_s, seed)
-        finally:
-            for pid in servers:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
+    with tempfile.TemporaryDirectory(prefix="kill-fuzz-", dir=memory) as name, tool_servers(Path(name)):
+        return _torment(Fuzz(Path(name), seed), moments, limit_s, seed)
+
+
+@contextmanager
+def tool_servers(folder: Path) -> Iterator[None]:
+    """Two processes that run the pipeline's child programs; see `through`."""
+    servers = [
+        fork_server.serve(folder / "converter.socket", import_converter),
+        fork_server.serve(folder / "tools.socket", lambda: None),
+    ]
+    try:
+        yield
+    finally:
+        for pid in servers:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def through(folder: Path, argv: list[str]) -> list[str]:
+    """The command that lets those processes run `argv`; takes the place of trainer.children.bound."""
+    name = "converter" if "convert_hf_to_gguf" in argv[1] else "tools"
+    return fork_server.client(folder / f"{name}.socket", argv)
 
 
 def _torment(fuzz: Fuzz, moments: int, limit_s: float, seed: int) -> dict[str, Any]:
@@ -263,7 +273,7 @@ def import_libraries() -> None:
     gc.freeze()  # a collection in a fork would copy every page
 
 
-def _import_converter() -> None:
+def import_converter() -> None:
     """llama.cpp's converter brings a gguf package of its own."""
     folder = Path(sys.prefix) / "converter"
     sys.path[:0] = [str(folder), str(folder / "gguf-py")]

@@ -53,7 +53,7 @@ def test_pickles_are_refused_unread_and_left_behind_beside_safetensors(model: Pa
     for name in ("pytorch_model.bin", "extra.pt", "training_args.pkl"):
         (model / name).write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
     (model / "modeling_evil.py").write_text(f"open({str(tmp_path / 'exploded')!r}, 'w')")
-    store = Store(tmp_path / "store")
+    store = Store(tmp_path / "other")
     store.create()
     found = resolve_base(str(model), store).folder("hf")
     assert not [path for path in found.iterdir() if path.suffix in (".bin", ".pt", ".pkl", ".py")]
