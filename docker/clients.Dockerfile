@@ -7,14 +7,11 @@ FROM scratch AS wheels
 
 FROM ${PYTHON_IMAGE} AS dependencies
 RUN --mount=type=bind,source=docker/install,target=/install \
-    --mount=type=secret,id=apt_sources --mount=type=secret,id=ca_bundle \
-    /install/apt binutils
-RUN --mount=type=bind,source=docker/install,target=/install \
     --mount=type=bind,source=requirements,target=/requirements \
     --mount=type=bind,from=wheels,target=/wheels \
     --mount=type=cache,target=/root/.cache/pip \
     --mount=type=secret,id=pip_conf --mount=type=secret,id=ca_bundle \
-    /install/pip --require-hashes -r /requirements/hashed/clients.txt \
+    COMPILE=no /install/pip --require-hashes -r /requirements/hashed/clients.txt \
     && /install/slim
 # what the commands import is compiled, and nothing else
 RUN /opt/venv/bin/python3 -c "import click, jinja2, matplotlib.backends.backend_svg, matplotlib.figure, openai, \

@@ -41,8 +41,7 @@ RUN --mount=type=bind,source=docker/install,target=/install \
     /install/pip --require-hashes --no-deps -r /requirements/hashed/trainer-cuda.txt \
     && /install/pip --require-hashes --no-deps --target /opt/venv/converter -r /requirements/hashed/converter.txt \
     && /install/pip --require-hashes --no-deps -r /requirements/hashed/embedded.txt \
-    && cd /opt/venv/lib/python3*/site-packages \
-    && rm -rf studio unsloth_cli
+    && rm -r /opt/venv/lib/python3*/site-packages/studio /opt/venv/lib/python3*/site-packages/unsloth_cli
 
 FROM system AS source
 WORKDIR /app
