@@ -26,7 +26,7 @@ RUN --mount=type=bind,source=docker/install,target=/install \
         || { echo "If pip found no torch+cpu: PIP_EXTRA_INDEX_URL=<PyTorch's CPU index> or TUNESHIP_WHEELS=<folder>" >&2; \
              exit 1; }; } \
     && unset PIP_EXTRA_INDEX_URL \
-    && /install/pip --require-hashes -r /requirements/hashed/trainer.txt \
+    && /install/pip --require-hashes --no-deps -r /requirements/hashed/trainer.txt \
     && /install/pip --require-hashes --no-deps --target /opt/venv/converter -r /requirements/hashed/converter.txt \
     && /install/pip --require-hashes --no-deps -r /requirements/hashed/embedded.txt
 
