@@ -10,6 +10,7 @@ PORT    ?= 8000
 URL     ?= http://127.0.0.1:$(PORT)/v1
 ARGS    ?=
 TO      ?= tuneship-bundle
+IMAGES  ?= tuneship/trainer:local-cpu tuneship/server-llamacpp:local-cpu tuneship/clients:local-cpu
 RUNTIME ?= auto
 ACCELERATOR ?= auto
 export RUNTIME ACCELERATOR
@@ -18,7 +19,7 @@ run     := $(PYTHON) tools/runtime.py
 store   := $(PYTHON) -m modelstore --store $(STORE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train serve eval bench rate report chat logs ps down runs promote rollback prune deploy bundle load doctor check test test-gpu clean
+.PHONY: help setup demo train serve eval bench rate report chat logs ps down runs promote rollback prune deploy bundle load sbom doctor check test test-gpu clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -81,6 +82,10 @@ bundle: ## pack images, RUN, data and checksums into the folder TO=… for a hos
 
 load: ## restore such a folder: run it there
 	@$(PYTHON) tools/bundle.py load
+
+sbom: ## what lies in the images, as CycloneDX files below sbom/: IMAGES="tuneship/clients:local-cpu …"
+	@$(PYTHON) tools/envs.py clients --dev
+	@.venv/clients/bin/python tools/sbom.py $(IMAGES) $(ARGS)
 
 doctor: ## look whether this machine can train, serve and deploy; names what mends each failure
 	@$(PYTHON) tools/doctor.py --store $(STORE) --port $(PORT) $(ARGS)

@@ -11,8 +11,11 @@ RUN --mount=type=bind,source=docker/install,target=/install \
     --mount=type=bind,from=wheels,target=/wheels \
     --mount=type=cache,target=/root/.cache/pip \
     --mount=type=secret,id=pip_conf --mount=type=secret,id=ca_bundle \
-    /install/pip -r /requirements/clients.lock \
-    && find /opt/venv -type d -name tests -prune -exec rm -rf {} +
+    COMPILE=no /install/pip --require-hashes -r /requirements/hashed/clients.txt \
+    && /install/slim
+# what the commands import is compiled, and nothing else
+RUN /opt/venv/bin/python3 -c "import click, jinja2, matplotlib.backends.backend_svg, matplotlib.figure, openai, \
+rich.progress, rich.table, scipy.stats, openai.resources.chat, openai.resources.models"
 
 FROM ${PYTHON_IMAGE} AS source
 WORKDIR /app

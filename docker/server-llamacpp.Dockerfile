@@ -18,7 +18,7 @@ RUN --mount=type=bind,source=docker/install,target=/install \
     --mount=type=bind,from=wheels,target=/wheels \
     --mount=type=cache,target=/root/.cache/pip \
     --mount=type=secret,id=pip_conf --mount=type=secret,id=ca_bundle \
-    /install/pip -r /requirements/server.lock
+    /install/pip --require-hashes -r /requirements/hashed/server.txt
 
 FROM system AS source
 WORKDIR /app
@@ -31,18 +31,18 @@ RUN python3 -m compileall -q modelstore server
 FROM ${CUDA_IMAGE} AS llamacpp
 # the cards of the last six years; one entry, as in 90-real, builds several times faster
 ARG CUDA_ARCHITECTURES=75-virtual;80-real;86-real;89-real;90-real
-ARG LLAMACPP_PYTHON_VERSION=0.3.36
 RUN --mount=type=bind,source=docker/install,target=/install \
     --mount=type=secret,id=apt_sources --mount=type=secret,id=ca_bundle \
     /install/apt cmake ninja-build python3-pip
 WORKDIR /src
-RUN --mount=type=bind,from=wheels,target=/wheels \
+RUN --mount=type=bind,source=requirements,target=/requirements \
+    --mount=type=bind,from=wheels,target=/wheels \
     --mount=type=cache,target=/root/.cache/pip \
     --mount=type=secret,id=pip_conf --mount=type=secret,id=ca_bundle \
     if [ -s /run/secrets/pip_conf ]; then export PIP_CONFIG_FILE=/run/secrets/pip_conf; fi; \
     if [ -s /run/secrets/ca_bundle ]; then export PIP_CERT=/run/secrets/ca_bundle; fi; \
     python3 -m pip download --no-deps --no-binary llama-cpp-python --find-links /wheels \
-        "llama-cpp-python==$LLAMACPP_PYTHON_VERSION" \
+        --require-hashes -r /requirements/hashed/llamacpp-source.txt \
     && tar xzf llama_cpp_python-*.tar.gz --strip-components=1
 RUN cmake -S vendor/llama.cpp -B build -G Ninja -DCMAKE_BUILD_TYPE=Release \
         -DGGML_CUDA=ON -DGGML_NATIVE=OFF -DGGML_CUDA_NCCL=OFF -DCMAKE_CUDA_ARCHITECTURES="$CUDA_ARCHITECTURES" \

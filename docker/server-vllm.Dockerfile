@@ -12,8 +12,8 @@ RUN --mount=type=bind,source=docker/install,target=/install \
     --mount=type=bind,from=wheels,target=/wheels \
     --mount=type=cache,target=/root/.cache/pip \
     --mount=type=secret,id=pip_conf --mount=type=secret,id=ca_bundle \
-    grep -v '^xllamacpp==' /requirements/server.lock > /tmp/gateway.lock \
-    && /install/pip -r /tmp/gateway.lock
+    grep -v '^xllamacpp==' /requirements/hashed/server.txt > /tmp/gateway.txt \
+    && /install/pip --require-hashes -r /tmp/gateway.txt
 
 FROM ${VLLM_IMAGE} AS source
 WORKDIR /app

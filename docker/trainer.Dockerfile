@@ -13,30 +13,35 @@ RUN --mount=type=bind,source=docker/install,target=/install \
 
 # ---------------------------------------------------------------- dependencies
 FROM system AS dependencies-cpu
-# where pip finds PyTorch's CPU wheels if its own index has none; the build refuses several GB of CUDA
+# where pip finds PyTorch's CPU wheel if its own index has none; the build refuses several GB of CUDA. That wheel alone is
+# pinned without a hash, because each index carries a build of its own; its index is asked for nothing else.
 ARG PIP_EXTRA_INDEX_URL
 RUN --mount=type=bind,source=docker/install,target=/install \
     --mount=type=bind,source=requirements,target=/requirements \
     --mount=type=bind,from=wheels,target=/wheels \
     --mount=type=cache,target=/root/.cache/pip \
     --mount=type=secret,id=pip_conf --mount=type=secret,id=ca_bundle \
-    sed -E 's/^(torch==[0-9.]+)$/\1+cpu/' /requirements/trainer.lock > /tmp/trainer.lock \
-    && { /install/pip -r /tmp/trainer.lock \
+    torch="$(sed -nE 's/^(torch==[0-9.]+)$/\1+cpu/p' /requirements/trainer.lock)" \
+    && { /install/pip --no-deps "$torch" \
         || { echo "If pip found no torch+cpu: PIP_EXTRA_INDEX_URL=<PyTorch's CPU index> or TUNESHIP_WHEELS=<folder>" >&2; \
              exit 1; }; } \
-    && /install/pip --no-deps --target /opt/venv/converter -r /requirements/converter.lock \
-    && /install/pip --no-deps -r /requirements/embedded.lock
+    && unset PIP_EXTRA_INDEX_URL \
+    && /install/pip --require-hashes --no-deps -r /requirements/hashed/trainer.txt \
+    && /install/pip --require-hashes --no-deps --target /opt/venv/converter -r /requirements/hashed/converter.txt \
+    && /install/pip --require-hashes --no-deps -r /requirements/hashed/embedded.txt
 
 FROM system AS dependencies-cuda
-# the lock is complete, and leaves out what Unsloth names and does not need: hence --no-deps
+# The lock is complete, and leaves out what Unsloth names and does not need: hence --no-deps. Unsloth's Studio and command
+# line (AGPL, 84 MB) are not used and not kept.
 RUN --mount=type=bind,source=docker/install,target=/install \
     --mount=type=bind,source=requirements,target=/requirements \
     --mount=type=bind,from=wheels,target=/wheels \
     --mount=type=cache,target=/root/.cache/pip \
     --mount=type=secret,id=pip_conf --mount=type=secret,id=ca_bundle \
-    /install/pip --no-deps -r /requirements/trainer-cuda.lock \
-    && /install/pip --no-deps --target /opt/venv/converter -r /requirements/converter.lock \
-    && /install/pip --no-deps -r /requirements/embedded.lock
+    /install/pip --require-hashes --no-deps -r /requirements/hashed/trainer-cuda.txt \
+    && /install/pip --require-hashes --no-deps --target /opt/venv/converter -r /requirements/hashed/converter.txt \
+    && /install/pip --require-hashes --no-deps -r /requirements/hashed/embedded.txt \
+    && rm -r /opt/venv/lib/python3*/site-packages/studio /opt/venv/lib/python3*/site-packages/unsloth_cli
 
 FROM system AS source
 WORKDIR /app

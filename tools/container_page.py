@@ -22,14 +22,23 @@ def table(result: dict[str, Any]) -> str:
     rows = "\n".join(_row(image) for image in result["images"])
     base_mb = result["base_bytes"] / 1e6
     docker = f"Docker {result['docker']}, Compose {result['compose']}"
+    load = f", load {result['load_before']} before" if "load_before" in result else ""
     return f"""`{result["command"]}`, {result["date"]}, commit {result["commit"][:12]}: {docker},
-{result["threads"]} threads, {result["system"]}. Built without layers of before, with pip's
+{result["threads"]} threads{load}, {result["system"]}. Built without layers of before, with pip's
 downloads in the builder's cache. {base_mb:.0f} MB of each image are the base.
 
 | image | build | on disk | compressed | goal on disk |
 |---|---|---|---|---|
 {rows}
-"""
+{"".join(_probe(image) for image in result["images"])}"""
+
+
+def _probe(image: dict[str, Any]) -> str:
+    """How far an image for GPUs came where there is none."""
+    if "probe" not in image:
+        return ""
+    found = [f"{name} {said}" for name, said in image["probe"].items()]
+    return f"\nStarted there without a GPU, as its unprivileged user and with a read-only root: {'; '.join(found)}.\n"
 
 
 def _row(image: dict[str, Any]) -> str:
@@ -41,8 +50,9 @@ def _row(image: dict[str, Any]) -> str:
 
 
 def page() -> str:
-    result = json.loads((ROOT / "benchmarks" / "results" / "containers-cpu.json").read_text(encoding="utf-8"))
-    return BETWEEN.sub(lambda found: found[1] + table(result) + found[2], PAGE.read_text(encoding="utf-8"))
+    files = (ROOT / "benchmarks" / "results").glob("containers-*.json")
+    tables = "\n".join(table(json.loads(file.read_text(encoding="utf-8"))) for file in sorted(files))
+    return BETWEEN.sub(lambda found: found[1] + tables + found[2], PAGE.read_text(encoding="utf-8"))
 
 
 def main() -> int:

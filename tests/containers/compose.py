@@ -79,6 +79,10 @@ class Project:
         """Everything the service wrote since it was made."""
         return self.must("--profile", "*", "logs", "--no-color", "--no-log-prefix", service)
 
+    def steps(self) -> int:
+        """Steps that the trainer reported; the log of a container goes on when it is started again."""
+        return self.log("trainer").count("step ")
+
     def down(self) -> None:
         """Containers, networks and volumes of every profile."""
         self.compose("--profile", "*", "down", "--volumes", "--timeout", "5")
@@ -87,6 +91,15 @@ class Project:
     def url(self) -> str:
         """Where the project's server is published."""
         return f"http://127.0.0.1:{self.environment['TUNESHIP_PORT']}"
+
+
+@dataclass(frozen=True)
+class Interruptions:
+    """What was seen while a training was stopped once and killed once, before it was started for the third time."""
+
+    exit_code_after_stop: int
+    steps_before_stop: int
+    steps_after_start: int
 
 
 def _service(name: str) -> str:

@@ -6,10 +6,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from compose import ALL, ROOT, Project, as_root, docker
+from compose import ALL, ROOT, Interruptions, Project, as_root, docker, send, wait_for
 
 ENGINE = Path(__file__).with_name("engine.sh")
 PINNED = re.findall(r"PYTHON_IMAGE=(\S+)", (ROOT / "docker" / "trainer.Dockerfile").read_text())[0]
@@ -107,19 +107,15 @@ def _write_jsonl(path: Path, rows: list[dict[str, object]]) -> None:
 
 
 @pytest.fixture(scope="session")
-def images(variables: dict[str, str]) -> dict[str, float]:
-    """Seconds that each image took: built by compose from the real Dockerfiles."""
-    builder = Project("tuneship-build", variables)
-    seconds = {}
-    for service in ("server-llamacpp", "eval", "trainer"):
-        began = time.monotonic()
-        builder.must("--profile", "*", "build", service, timeout_s=900)
-        seconds[service] = time.monotonic() - began
-    return seconds
+def images(variables: dict[str, str]) -> None:
+    """All of them at once, built by compose from the real Dockerfiles."""
+    Project("tuneship-build", variables).must(
+        "--profile", "*", "build", "server-llamacpp", "eval", "trainer", timeout_s=900
+    )
 
 
 @pytest.fixture(scope="session")
-def project(images: dict[str, float], variables: dict[str, str]) -> Iterator[Callable[..., Project]]:
+def project(images: None, variables: dict[str, str]) -> Iterator[Callable[..., Project]]:
     """Makes projects that end, volumes included, with the tests."""
     made: list[Project] = []
 
@@ -137,11 +133,29 @@ def project(images: dict[str, float], variables: dict[str, str]) -> Iterator[Cal
 
 
 @pytest.fixture(scope="session")
-def running(project: Callable[..., Project]) -> Project:
-    """`up` on a new volume: trained, published, and the server healthy."""
+def interrupted(project: Callable[..., Project]) -> tuple[Project, Interruptions]:
+    """`up` on a new volume, in three goes: stopped, killed, and at last trained, published and served."""
     kit = project("main")
+    kit.files = ["compose.yaml", "tests/containers/short-intervals.yaml"]
+    train = ("--profile", "train", "up", "--detach", "--no-build", "trainer")
+    kit.must(*train)
+    wait_for(kit.steps, 240, "a step")
+    kit.must("--profile", "train", "stop", "trainer")
+    exit_code, before = kit.container("trainer")["State"]["ExitCode"], kit.steps()
+    kit.must(*train)
+    wait_for(lambda: kit.steps() > before, 240, "a further step")
+    after = kit.steps()
+    send(signal.SIGKILL, kit.container("trainer")["State"]["Pid"])
+    wait_for(lambda: not kit.exists("trainer"), 20, "the end of the trainer")
+    seen = Interruptions(exit_code, before, after)
     kit.must(*ALL, "up", "--detach", "--wait", "--no-build", timeout_s=600)
-    return kit
+    return kit, seen
+
+
+@pytest.fixture(scope="session")
+def running(interrupted: tuple[Project, Interruptions]) -> Project:
+    """That project: its server is healthy."""
+    return interrupted[0]
 
 
 @pytest.fixture(scope="session")
@@ -153,7 +167,7 @@ def trained_store(running: Project, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="session")
-def stand_ins(images: dict[str, float]) -> dict[str, str]:
+def stand_ins(images: None) -> dict[str, str]:
     """Prometheus and HAProxy as compose variables."""
     dockerfile = str(Path(__file__).with_name("stand-ins.Dockerfile"))
     tags = {}

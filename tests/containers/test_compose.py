@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from compose import ALL, SERVE, Project, ask, docker, send, wait_for
+from compose import ALL, SERVE, Interruptions, Project, ask, docker, send, wait_for
 
 TRAIN = ("--profile", "train")
 STOPPED = 3  # the trainer's exit code after a checkpoint that it was asked for
@@ -133,44 +133,20 @@ def test_stop_drains_the_running_answer(running: Project) -> None:
     running.must(*SERVE, "up", "--detach", "--wait", "--no-build", "--no-deps", "server-llamacpp")
 
 
-def test_a_stopped_and_a_killed_trainer_go_on_where_they_were(project: Make, running: Project) -> None:
-    kit = project("killed")
-    _copy_base(running, kit)
-    kit.must(*TRAIN, "up", "--detach", "--no-build")
-    wait_for(lambda: _steps(kit), 120, "a step")
-    kit.must(*TRAIN, "stop", "trainer")
-    assert kit.container("trainer")["State"]["ExitCode"] == STOPPED, "it was killed instead of leaving a checkpoint"
-    before = _steps(kit)
-    kit.must(*TRAIN, "up", "--detach", "--no-build")
-    wait_for(lambda: _steps(kit) > before, 120, "a further step")
-    send(signal.SIGKILL, kit.container("trainer")["State"]["Pid"])
-    wait_for(lambda: not kit.exists("trainer"), 20, "the end of the trainer")
-    assert not kit.exists("server-llamacpp")
-    kit.must(*ALL, "up", "--detach", "--wait", "--no-build", timeout_s=400)
+def test_a_stopped_and_a_killed_trainer_went_on_where_they_were(interrupted: tuple[Project, Interruptions]) -> None:
+    kit, seen = interrupted
+    assert seen.exit_code_after_stop == STOPPED, "it was killed instead of leaving a checkpoint"
+    assert seen.steps_before_stop >= 1 and seen.steps_after_start > seen.steps_before_stop
     (run_id,) = runs(kit)
     manifest = f"models/runs/{run_id}/manifest.json"
     described = json.loads(docker("exec", kit.container("server-llamacpp")["Id"], "cat", manifest))
     assert described["training"]["resumed_from_step"] >= 1
-    kit.down()
-
-
-def _steps(kit: Project) -> int:
-    """Lines that report a step; the log of a container goes on when it is started again."""
-    return kit.log("trainer").count("step ")
 
 
 def _succeeds(*arguments: str) -> bool:
     import subprocess
 
     return subprocess.run(["docker", *arguments], capture_output=True, check=False).returncode == 0
-
-
-def _copy_base(source: Project, target: Project) -> None:
-    """The imported base model, so that a second training does not convert it again."""
-    target.must("--profile", "train", "create", "--no-build", "trainer")
-    mounts = ["-v", f"{source.name}_store:/from:ro", "-v", f"{target.name}_store:/to"]
-    copy = ["--entrypoint", "cp", "tuneship/clients:test-cpu", "-r", "/from/bases", "/to/"]
-    docker("run", "--rm", "--user", "10001:10001", *mounts, *copy)
 
 
 def test_a_failed_trainer_starts_no_server(project: Make) -> None:
@@ -181,12 +157,23 @@ def test_a_failed_trainer_starts_no_server(project: Make) -> None:
     assert not kit.exists("server-llamacpp")
 
 
+def test_a_failed_trainer_starts_no_server_for_an_earlier_run_either(project: Make, shared_store: Path) -> None:
+    """The operator who wants the earlier run starts the serving profile alone."""
+    wish = {"TUNESHIP_STORE": str(shared_store), "TUNESHIP_TRAIN_ARGS": "--data data/no-such.jsonl"}
+    kit = project("failed-later", **wish)
+    assert kit.compose(*ALL, "up", "--detach", "--wait", "--no-build", timeout_s=120).returncode != 0
+    assert kit.container("trainer")["State"]["ExitCode"] not in (0, STOPPED)
+    assert not kit.exists("check") and not kit.exists("server-llamacpp")
+    kit.must(*SERVE, "up", "--detach", "--wait", "--no-build")
+    assert asked(kit, "tuned") == (200, "It takes 9 days.")
+
+
 def test_a_store_of_another_user_is_refused_with_advice(project: Make, tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     store = tmp_path / "store"
     store.mkdir(mode=0o755)
     kit = project("owner", TUNESHIP_STORE=str(store))
-    assert kit.compose(*TRAIN, "up", "--no-build", "--exit-code-from", "trainer").returncode == 2
+    assert kit.compose(*TRAIN, "up", "--no-build", "--exit-code-from", "trainer", "trainer").returncode == 2
     said = kit.log("trainer")
     assert "permission denied. The store must belong to the user that trains" in said and "Traceback" not in said
 
@@ -204,7 +191,7 @@ def test_a_full_disk_is_refused_before_training(project: Make, running: Project)
         "o=size=400m,uid=10001,gid=10001",
     ]
     docker("volume", "create", *options, "tuneship-test-full_store")
-    done = kit.compose(*TRAIN, "up", "--no-build", "--exit-code-from", "trainer", timeout_s=180)
+    done = kit.compose(*TRAIN, "up", "--no-build", "--exit-code-from", "trainer", "trainer", timeout_s=180)
     assert done.returncode in (1, 2)
     said = kit.log("trainer")
     assert "free" in said and "Traceback" not in said, said
@@ -237,7 +224,7 @@ def test_keys_from_a_file_are_asked_for_and_used(project: Make, shared_store: Pa
 
 def test_down_leaves_nothing(project: Make) -> None:
     kit = project("gone", TUNESHIP_TRAIN_ARGS="--data data/no-such.jsonl")
-    kit.compose(*TRAIN, "up", "--no-build", "--exit-code-from", "trainer")
+    kit.compose(*TRAIN, "up", "--no-build", "--exit-code-from", "trainer", "trainer")
     kit.must("--profile", "*", "down", "--volumes")
     for what in (("ps", "-aq"), ("volume", "ls", "-q"), ("network", "ls", "-q")):
         assert not docker(*what, "-f", f"label=com.docker.compose.project={kit.name}")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from compose import ROOT, Project, docker
 
 
-def test_the_gateway_starts_beside_vllm(images: dict[str, float], variables: dict[str, str]) -> None:
+def test_the_gateway_starts_beside_vllm(images: None, variables: dict[str, str]) -> None:
     """On a plain Python instead of vLLM's image: every layer of ours builds, and the entry point starts."""
     base = f"VLLM_IMAGE={variables['PYTHON_IMAGE']}"
     wish = ["--quiet", "--build-arg", base, "--tag", "tuneship-test/server-vllm:plain"]
@@ -32,7 +36,7 @@ def test_the_gateway_starts_beside_vllm(images: dict[str, float], variables: dic
     ],
 )
 def test_a_build_asks_the_mirror_that_its_secret_names(
-    images: dict[str, float],
+    images: None,
     variables: dict[str, str],
     tmp_path: Path,
     variable: str,
@@ -46,3 +50,21 @@ def test_a_build_asks_the_mirror_that_its_secret_names(
     done = kit.compose("--profile", "*", "build", "--no-cache", service)
     assert done.returncode != 0
     assert complaint in done.stdout + done.stderr
+
+
+def test_the_bill_of_materials_of_an_image_is_its_lock(images: None, tmp_path: Path) -> None:
+    """Every package of the lock in its version and nothing else from an index; Debian's packages too."""
+    for name, locks in {
+        "clients": ["clients"],
+        "server-llamacpp": ["server"],
+        "trainer": ["trainer", "converter", "embedded"],
+    }.items():
+        image = f"tuneship/{name}:test-cpu"
+        subprocess.run([sys.executable, str(ROOT / "tools/sbom.py"), image, "--to", str(tmp_path)], check=True)
+        (file,) = tmp_path.glob(f"*{name}*.cdx.json")
+        purls = [each["purl"].partition("?")[0] for each in json.loads(file.read_text())["components"]]
+        text = " ".join((ROOT / "requirements" / f"{lock}.lock").read_text() for lock in locks)
+        locked = {re.sub(r"[-_.]+", "-", pin.split("==")[0]).lower() + "@" + pin.split("==")[1] for pin in text.split()}
+        found = {purl.removeprefix("pkg:pypi/").replace("%2Bcpu", "") for purl in purls if purl.startswith("pkg:pypi/")}
+        assert found == locked, name
+        assert any(purl.startswith("pkg:deb/debian/libc6@") for purl in purls)

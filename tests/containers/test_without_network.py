@@ -15,7 +15,7 @@ IMAGES = [f"tuneship/{name}:test-cpu" for name in ("trainer", "server-llamacpp",
 
 
 @pytest.fixture(scope="module")
-def bundle(images: dict[str, float], shared_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(images: None, shared_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle") / "tuneship"
     argv = [sys.executable, str(ROOT / "tools/bundle.py"), "pack", str(folder), "--store", str(shared_store)]
     subprocess.run(argv, check=True, env={**os.environ, "TUNESHIP_TAG": "test"})
