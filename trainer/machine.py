@@ -31,6 +31,24 @@ def compute_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def multiplies_bf16() -> bool:
+    """Whether bf16 arithmetic is native here. Where it is not, a processor does it ten times slower than fp32."""
+    import torch
+
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def precision(weights: str) -> str:
+    """What "auto" means for the base weights on this machine; any other choice stays."""
+    if weights != "auto":
+        return weights
+    if multiplies_bf16():
+        return "bf16"
+    return "fp16" if compute_device() == "cuda" else "fp32"
+
+
 def peak_memory_bytes() -> int:
     """The highest resident set of this process so far; on a GPU the most memory reserved there."""
     import torch
