@@ -20,18 +20,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-STEPS = 3  # the optimizer's state exists from the second on
+STEPS = 2  # the optimizer's state exists from the second step on
 GOAL = {"cpu": 0.15, "cuda": 0.10}
 # name -> weights, checkpointing, batch size, length
 CPU_CASES: dict[str, tuple[str, str, int, int]] = {
-    "bf16, batch 4, 256": ("bf16", "off", 4, 256),
-    "bf16, batch 4, 256, checkpointing": ("bf16", "on", 4, 256),
     "fp32, batch 4, 256": ("fp32", "off", 4, 256),
     "fp32, batch 4, 256, checkpointing": ("fp32", "on", 4, 256),
-    "bf16, batch 8, 256": ("bf16", "off", 8, 256),
-    "bf16, batch 4, 512": ("bf16", "off", 4, 512),
     "fp32, batch 8, 256": ("fp32", "off", 8, 256),
-    "bf16, batch 8, 512, checkpointing": ("bf16", "on", 8, 512),
+    "fp32, batch 4, 512": ("fp32", "off", 4, 512),
+    "fp32, batch 8, 512, checkpointing": ("fp32", "on", 8, 512),
+    "bf16, batch 4, 128": ("bf16", "off", 4, 128),
+    "bf16, batch 2, 256": ("bf16", "off", 2, 256),
+    "bf16, batch 4, 256, checkpointing": ("bf16", "on", 4, 256),
 }
 GPU_CASES: dict[str, tuple[str, str, int, int]] = {
     "4bit, batch 4, 2048, offloaded checkpoints": ("4bit", "unsloth", 4, 2048),
@@ -79,7 +79,7 @@ def measure(base_spec: str, case: tuple[str, str, int, int], store_path: Path) -
     backend, _ = choose_backend(config, store.cache)
     base = resolve_base(base_spec, store)
     length, count = case[3], case[2] * STEPS
-    rng = random.Random(1)  # noqa: S311  rows, not a secret
+    rng = random.Random(1)
     half = length // 2
     rows = [[rng.randrange(300, 20000) for _ in range(length)] for _ in range(count)]
     examples = [Example(ids, [0] * half + [1] * (length - half)) for ids in rows]

@@ -55,6 +55,39 @@ def train(config: Path, data: Path | None, questions: Path | None, store: Path, 
 
 
 @main.command()
+@click.argument("config", type=click.Path(path_type=Path), default=Path("configs/demo.toml"))
+@click.option("--data", type=click.Path(path_type=Path), help="Replaces data.path of the config.")
+@click.option("--store", type=click.Path(path_type=Path), default=Path("models"), show_default=True)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--model-config", type=click.Path(path_type=Path), help="The base's config.json, where it is not cached.")
+@click.option("--fit", metavar="SIZE", help="Propose the fastest plan for this much memory: 24GiB.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def plan(
+    config: Path,
+    data: Path | None,
+    store: Path,
+    device: str,
+    model_config: Path | None,
+    fit: str | None,
+    as_json: bool,
+) -> None:
+    """Memory, disk and time of a training, before anything is downloaded; exit code 1 where it does not fit."""
+    prepare_process()
+    from trainer import plan_report
+    from trainer.config import load_config
+
+    limit = plan_report.parse_size(fit) if fit else None
+    parsed = load_config(config, _overrides(data, None))
+    report = plan_report.plan_config(parsed, store, device=device, model_config=model_config, limit_bytes=limit)
+    fitted = report.planner.fastest_within(report.config, limit) if limit else None
+    if as_json:
+        click.echo(json.dumps(plan_report.as_json(report, fitted, bool(fit))))
+    else:
+        click.echo("\n".join(plan_report.as_lines(report, fitted, bool(fit))))
+    sys.exit(EXIT_FAILED if (fit and fitted is None) or (not fit and report.fits is False) else 0)
+
+
+@main.command()
 def config() -> None:
     """Every key of a config with its bounds, default and meaning, as Markdown."""
     from trainer.config_reference import reference

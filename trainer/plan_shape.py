@@ -119,8 +119,8 @@ def find_shape(spec: str, store: Path, config_json: Path | None = None) -> Shape
     if path:
         return _read(path)
     raise UserError(
-        f"model.base = {spec!r} is neither in the store at {store} nor in a cache on this machine, and a plan downloads "
-        "nothing. Save the model's config.json (one small file on its page) and name it: --model-config FILE."
+        f"model.base = {spec!r} is neither in the store at {store} nor in a cache on this machine, and a plan "
+        "downloads nothing. Save the model's config.json (one small file on its page) and name it: --model-config FILE."
     )
 
 
