@@ -28,8 +28,21 @@ def main() -> None:
 )
 @click.option("--store", type=click.Path(path_type=Path), default=Path("models"), show_default=True)
 @click.option("--again", is_flag=True, help="Train although a run of the same config and data exists.")
+@click.option(
+    "--dry-run", is_flag=True, help="Real steps at the longest rows: predicted and seen peak. Publishes nothing."
+)
+@click.option("--ignore-plan", is_flag=True, help="Train although the predicted memory is not there.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout; progress stays on stderr.")
-def train(config: Path, data: Path | None, questions: Path | None, store: Path, again: bool, as_json: bool) -> None:
+def train(
+    config: Path,
+    data: Path | None,
+    questions: Path | None,
+    store: Path,
+    again: bool,
+    dry_run: bool,
+    ignore_plan: bool,
+    as_json: bool,
+) -> None:
     """Data in, published run out. The same command resumes a stopped run."""
     prepare_process()
     from modelstore import Store
@@ -41,8 +54,11 @@ def train(config: Path, data: Path | None, questions: Path | None, store: Path, 
 
     parsed = load_config(config, _overrides(data, questions))
     reporter = Reporter()
+    if dry_run:
+        _dry_run(parsed, Store(store), reporter, as_json)
+        return
     try:
-        outcome: Outcome = run_pipeline(parsed, Store(store), reporter, _stop_signal(), again)
+        outcome: Outcome = run_pipeline(parsed, Store(store), reporter, _stop_signal(), again, ignore_plan)
     except Stopped as stopped:
         click.echo(str(stopped), err=True)
         sys.exit(EXIT_STOPPED)
@@ -93,6 +109,16 @@ def config() -> None:
     from trainer.config_reference import reference
 
     click.echo(reference(), nl=False)
+
+
+def _dry_run(config: Any, store: Any, reporter: Any, as_json: bool) -> None:
+    from trainer.dry_run import as_line, dry_run
+
+    try:
+        found = dry_run(config, store, reporter)
+    finally:
+        reporter.close()
+    print(json.dumps(found) if as_json else as_line(found))
 
 
 def _overrides(data: Path | None, questions: Path | None) -> dict[str, Any]:

@@ -85,6 +85,14 @@ def available_memory_bytes(meminfo: Path = Path("/proc/meminfo"), cgroup: Path =
     return max(0, min(available, limit - used))
 
 
+def resident_bytes() -> int:
+    """Memory that this process has now; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
 def gpu_name() -> str:
     """The first card's name, or nothing."""
     import torch

@@ -37,8 +37,8 @@ def estimated(config: TrainConfig) -> DataSize:
         conversations = read_rows(config.data.path, max_bad_share=config.data.max_bad_rows_share).conversations
     except UserError as error:
         return DataSize(Lengths(limit, limit), None, None, f"rows of the full length, because: {error}")
-    tokens = [TEMPLATE_TOKENS + sum(_tokens(content) for _, content in turns) for turns in conversations]
-    tokens = [min(limit, round(count)) for count in tokens]
+    sums = [TEMPLATE_TOKENS + sum(_tokens(content) for _, content in turns) for turns in conversations]
+    tokens = [min(limit, round(count)) for count in sums]
     longest = limit if config.training.packing else max(tokens)
     source = f"{len(tokens)} rows, lengths estimated from their characters"
     return DataSize(Lengths(longest, longest), len(tokens), sum(tokens) / len(tokens), source)
