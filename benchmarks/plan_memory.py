@@ -24,14 +24,14 @@ STEPS = 2  # the optimizer's state exists from the second step on
 GOAL = {"cpu": 0.15, "cuda": 0.10}
 # name -> weights, checkpointing, batch size, length
 CPU_CASES: dict[str, tuple[str, str, int, int]] = {
+    "fp32, batch 4, 128": ("fp32", "off", 4, 128),
     "fp32, batch 4, 256": ("fp32", "off", 4, 256),
     "fp32, batch 4, 256, checkpointing": ("fp32", "on", 4, 256),
+    "bf16, batch 2, 128": ("bf16", "off", 2, 128),
     "fp32, batch 8, 256": ("fp32", "off", 8, 256),
-    "fp32, batch 4, 512": ("fp32", "off", 4, 512),
-    "fp32, batch 8, 512, checkpointing": ("fp32", "on", 8, 512),
+    "fp32, batch 8, 256, checkpointing": ("fp32", "on", 8, 256),
     "bf16, batch 4, 128": ("bf16", "off", 4, 128),
-    "bf16, batch 2, 256": ("bf16", "off", 2, 256),
-    "bf16, batch 4, 256, checkpointing": ("bf16", "on", 4, 256),
+    "bf16, batch 4, 128, checkpointing": ("bf16", "on", 4, 128),
 }
 GPU_CASES: dict[str, tuple[str, str, int, int]] = {
     "4bit, batch 4, 2048, offloaded checkpoints": ("4bit", "unsloth", 4, 2048),

@@ -28,7 +28,7 @@ from trainer.prepare import Prepared  # noqa: E402
 from trainer.render import Example  # noqa: E402
 
 VOCABULARY, LENGTH = 50_000, 96
-ROOM_BYTES = 750 << 20  # a batch of 16 needs 1.2 GiB for its logits, one of 4 0.3 GiB
+ROOM_BYTES = 1050 << 20  # libraries take 0.36 GiB of it; the logits of 16 rows need 1.1 GiB, those of 8 rows 0.57
 
 
 def tokenizer() -> Any:
