@@ -56,7 +56,7 @@ def main() -> None:
             "model": {"base": str(folder / "hf"), "weights": "fp32", "max_length_tokens": LENGTH},
             "data": {"path": "rows"},
             "lora": {"r": 4, "alpha": 4},
-            "training": {"max_steps": 2, "batch_size": 16, "backend": "transformers", "logging_steps": 1},
+            "training": {"max_steps": 1, "batch_size": 16, "backend": "transformers", "logging_steps": 1},
         }
     )
     base: Any = SimpleNamespace(folder=lambda kind: folder / kind, path=folder)

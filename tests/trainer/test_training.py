@@ -17,12 +17,10 @@ from modelstore import Check, Run, Store, UserError
 from trainer.backends import choose_backend
 from trainer.bases import resolve_base
 from trainer.config import TrainConfig
-from trainer.dry_run import dry_run
 from trainer.finetune import Finetuned, Stopped, finetune
 from trainer.gguf_files import refuse_unknown
 from trainer.machine import hardware, package_versions
 from trainer.pipeline import VerificationFailed, load_tokenizer, train
-from trainer.plan_check import Planned, train_within_memory
 from trainer.prepare import prepare
 from trainer.probes import choose_probes
 from trainer.progress import Reporter
@@ -347,34 +345,3 @@ def test_a_mistake_on_the_command_line_is_one_message_and_code_2(
     argv = [sys.executable, "-m", "trainer", "train", "--store", str(tmp_path), *arguments]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and part in done.stderr and "Traceback" not in done.stderr
-
-
-def test_after_memory_ran_out_the_cheaper_plan_continues_from_the_checkpoint(
-    base_folder: Path, data: Path, tmp_path: Path
-) -> None:
-    store, wish = Store(tmp_path), config(base_folder, data, max_steps=8, save_steps=4, logging_steps=1)
-    whole, steps, said = trained(wish, store, "whole"), iter(range(100)), list[str]()
-
-    def ran_out() -> bool:
-        if next(steps) == 5:
-            raise MemoryError("provoked")
-        return False
-
-    def attempt(plan: TrainConfig) -> Finetuned:
-        return trained(plan, store, "cut", ran_out)
-
-    planned = Planned(None)
-    tuned = train_within_memory(wish, planned, store.path / "cut", said.append, attempt)
-    assert (tuned.summary.resumed_from_step, tuned.summary.steps) == (4, 8)
-    assert planned.changes == {"training.batch_size": 2, "training.gradient_accumulation_steps": 2}
-    assert "provoked" in said[0] and "training.batch_size = 2" in said[0]
-    logs = [[json.loads(line)["loss"] for line in (store.path / n / "training.jsonl").open()] for n in ("whole", "cut")]
-    assert logs[0] == pytest.approx(logs[1], rel=0.02), "the same effective batch gives the same curve"
-    assert tuned.summary.tokens_per_step == whole.summary.tokens_per_step
-
-
-def test_a_dry_run_measures_and_leaves_nothing(base_folder: Path, data: Path, tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    found = dry_run(config(base_folder, data), store, Reporter())
-    assert found["seen_bytes"] > 0 and found["predicted_bytes"] > 0 and found["loss"] > 0
-    assert store.runs() == [] and list((tmp_path / "runs").iterdir()) == []
