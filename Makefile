@@ -19,7 +19,7 @@ run     := $(PYTHON) tools/runtime.py
 store   := $(PYTHON) -m modelstore --store $(STORE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train serve eval bench rate report chat logs ps down runs promote rollback prune deploy bundle load sbom doctor check test test-gpu clean
+.PHONY: help setup demo train serve eval bench rate report chat logs ps down runs promote rollback prune deploy bundle load sbom plan doctor check test test-gpu clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,8 +87,12 @@ sbom: ## what lies in the images, as CycloneDX files below sbom/: IMAGES="tunesh
 	@$(PYTHON) tools/envs.py clients --dev
 	@.venv/clients/bin/python tools/sbom.py $(IMAGES) $(ARGS)
 
+plan: ## memory, disk and time of CONFIG before anything is downloaded; ARGS="--fit 24GiB" proposes what fits
+	@$(PYTHON) tools/envs.py trainer
+	@.venv/trainer/bin/python -m trainer plan $(CONFIG) --store $(STORE) $(if $(DATA),--data $(DATA)) $(ARGS)
+
 doctor: ## look whether this machine can train, serve and deploy; names what mends each failure
-	@$(PYTHON) tools/doctor.py --store $(STORE) --port $(PORT) $(ARGS)
+	@$(PYTHON) tools/doctor.py --config $(CONFIG) --store $(STORE) --port $(PORT) $(ARGS)
 
 check: ## formatting, lint and types of everything
 	@$(PYTHON) tools/envs.py --dev

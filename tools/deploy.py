@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import doctor
+
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = (
     "compose.yaml",
@@ -195,8 +197,11 @@ def main() -> int:
     )
     parser.add_argument("--rollback", action="store_true")
     parser.add_argument("--folder", default="tuneship", help="on the host (default: ~/tuneship)")
+    parser.add_argument("--no-doctor", action="store_true", help="start without a look at this machine")
     parser.add_argument("--ssh", default="ssh", help="as in --ssh 'ssh -p 2222'")
     arguments = parser.parse_args()
+    if not (arguments.no_doctor or arguments.rollback) and doctor.stops("deploy"):
+        return 1
     ssh = tuple(shlex.split(arguments.ssh))
     wish = Wish(tuple(arguments.profile), not arguments.cpu, arguments.send_images, ssh, arguments.folder)
     release = f"{datetime.now(UTC):%Y%m%d-%H%M%S}"

@@ -3,7 +3,8 @@
 
 usage: tools/runtime.py train|serve|eval|bench|report|chat|logs|down|ps [the command's own options …]
 
-RUNTIME=docker or native decides otherwise; so does ACCELERATOR=cpu or cuda. The options are those of the programs
+RUNTIME=docker or native decides otherwise; so does ACCELERATOR=cpu or cuda. The quick part of tools/doctor.py comes
+first for train and serve, unless --no-doctor is among the options. Other options are those of the programs
 (`python -m trainer train --help`); files that they name are mounted. Standard library only.
 """
 
@@ -23,6 +24,7 @@ from urllib.parse import urlsplit
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = {"train": "trainer", "serve": "server"} | dict.fromkeys(("eval", "bench", "report", "chat"), "clients")
 OPERATIONS = ("logs", "down", "ps")
+EXAMINED, NO_DOCTOR = ("train", "serve"), "--no-doctor"
 FILE_OPTIONS = ("--config", "--data", "--questions")
 UNPRIVILEGED = 10001
 
@@ -239,14 +241,29 @@ def main() -> int:
     if command not in (*PROGRAMS, *OPERATIONS):
         print(__doc__, file=sys.stderr)
         return 2
+    examined = command in EXAMINED and NO_DOCTOR not in options
+    options = [option for option in options if option != NO_DOCTOR]
+    store = Path(find(options, "--store") or "models")
     try:
-        todo = plan(command, options, look(os.environ))
+        machine = look(os.environ)
+        todo = plan(command, options, machine)
     except Refused as refusal:
         print(f"error: {refusal}", file=sys.stderr)
         return 2
     if todo.said:
         print(todo.said, file=sys.stderr)
+    if examined and unfit(command, machine, store):
+        return 1
     return execute(todo)
+
+
+def unfit(command: str, machine: Machine, store: Path) -> bool:
+    """Whether the doctor found what stops this command."""
+    import doctor
+
+    containers = choose_runtime(command, machine)[0] == "docker"
+    cuda = containers and accelerator(machine)[0] == "cuda"
+    return doctor.stops(command, containers=containers, cuda=cuda, store=store)
 
 
 def execute(todo: Plan) -> int:

@@ -28,8 +28,21 @@ def main() -> None:
 )
 @click.option("--store", type=click.Path(path_type=Path), default=Path("models"), show_default=True)
 @click.option("--again", is_flag=True, help="Train although a run of the same config and data exists.")
+@click.option(
+    "--dry-run", is_flag=True, help="Real steps at the longest rows: predicted and seen peak. Publishes nothing."
+)
+@click.option("--ignore-plan", is_flag=True, help="Train although the predicted memory is not there.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout; progress stays on stderr.")
-def train(config: Path, data: Path | None, questions: Path | None, store: Path, again: bool, as_json: bool) -> None:
+def train(
+    config: Path,
+    data: Path | None,
+    questions: Path | None,
+    store: Path,
+    again: bool,
+    dry_run: bool,
+    ignore_plan: bool,
+    as_json: bool,
+) -> None:
     """Data in, published run out. The same command resumes a stopped run."""
     prepare_process()
     from modelstore import Store
@@ -44,8 +57,11 @@ def train(config: Path, data: Path | None, questions: Path | None, store: Path, 
 
     parsed = load_config(config, _overrides(data, questions))
     reporter = Reporter()
+    if dry_run:
+        _dry_run(parsed, Store(store), reporter, as_json)
+        return
     try:
-        outcome: Outcome = run_pipeline(parsed, Store(store), reporter, _stop_signal(), again)
+        outcome: Outcome = run_pipeline(parsed, Store(store), reporter, _stop_signal(), again, ignore_plan)
     except Stopped as stopped:
         click.echo(str(stopped), err=True)
         sys.exit(EXIT_STOPPED)
@@ -58,11 +74,54 @@ def train(config: Path, data: Path | None, questions: Path | None, store: Path, 
 
 
 @main.command()
+@click.argument("config", type=click.Path(path_type=Path), default=Path("configs/demo.toml"))
+@click.option("--data", type=click.Path(path_type=Path), help="Replaces data.path of the config.")
+@click.option("--store", type=click.Path(path_type=Path), default=Path("models"), show_default=True)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--model-config", type=click.Path(path_type=Path), help="The base's config.json, where it is not cached.")
+@click.option("--fit", metavar="SIZE", help="Propose the fastest plan for this much memory: 24GiB.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def plan(
+    config: Path,
+    data: Path | None,
+    store: Path,
+    device: str,
+    model_config: Path | None,
+    fit: str | None,
+    as_json: bool,
+) -> None:
+    """Memory, disk and time of a training, before anything is downloaded; exit code 1 where it does not fit."""
+    prepare_process()
+    from trainer import plan_report
+    from trainer.config import load_config
+
+    limit = plan_report.parse_size(fit) if fit else None
+    parsed = load_config(config, _overrides(data, None))
+    report = plan_report.plan_config(parsed, store, device=device, model_config=model_config, limit_bytes=limit)
+    fitted = report.planner.fastest_within(report.config, limit) if limit else None
+    if as_json:
+        click.echo(json.dumps(plan_report.as_json(report, fitted, bool(fit))))
+    else:
+        click.echo("\n".join(plan_report.as_lines(report, fitted, bool(fit))))
+    sys.exit(EXIT_FAILED if (fit and fitted is None) or (not fit and report.fits is False) else 0)
+
+
+@main.command()
 def config() -> None:
     """Every key of a config with its bounds, default and meaning, as Markdown."""
     from trainer.config_reference import reference
 
     click.echo(reference(), nl=False)
+
+
+def _dry_run(config: Any, store: Any, reporter: Any, as_json: bool) -> None:
+    from trainer.dry_run import as_line, dry_run
+
+    try:
+        found = dry_run(config, store, reporter)
+    finally:
+        reporter.close()
+    print(json.dumps(found) if as_json else as_line(found))
 
 
 def _overrides(data: Path | None, questions: Path | None) -> dict[str, Any]:

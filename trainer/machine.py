@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import resource
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,46 @@ def peak_memory_bytes() -> int:
         return int(torch.cuda.max_memory_reserved())
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def free_memory_bytes() -> int:
+    """Memory that a training could take now: on a GPU the card's, else the machine's within the container's limit."""
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0])
+    return available_memory_bytes()
+
+
+def available_memory_bytes(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Memory of this machine that is not in use, within the container's limit."""
+    try:
+        fields = dict(re.findall(r"^(\w+):\s+(\d+) kB", meminfo.read_text(), re.MULTILINE))
+        available = int(fields["MemAvailable"]) * 1024
+    except (OSError, KeyError):  # not Linux
+        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = int((cgroup / "memory.max").read_text())
+        cached = re.search(r"^inactive_file (\d+)", (cgroup / "memory.stat").read_text(), re.MULTILINE)
+        used = int((cgroup / "memory.current").read_text()) - (int(cached[1]) if cached else 0)
+    except (OSError, ValueError):  # no cgroup v2, or no limit ("max")
+        return available
+    return max(0, min(available, limit - used))
+
+
+def resident_bytes() -> int:
+    """Memory that this process has now; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def gpu_name() -> str:
+    """The first card's name, or nothing."""
+    import torch
+
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
 
 
 def package_versions() -> dict[str, str]:

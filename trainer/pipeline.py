@@ -18,6 +18,7 @@ from trainer.failures import saying_when_full
 from trainer.finetune import Finetuned, finetune
 from trainer.gguf_files import refuse_unknown
 from trainer.machine import hardware, package_versions, precision
+from trainer.plan_check import Planned, check, train_within_memory
 from trainer.prepare import Prepared, prepare
 from trainer.probes import choose_probes
 from trainer.progress import Reporter
@@ -42,8 +43,17 @@ class VerificationFailed(Exception):
         self.failed = failed
 
 
-def train(config: TrainConfig, store: Store, report: Reporter, should_stop: Callable[[], bool], again: bool) -> Outcome:
-    """Everything that `make train` does. `again` trains although an equal run exists."""
+def train(
+    config: TrainConfig,
+    store: Store,
+    report: Reporter,
+    should_stop: Callable[[], bool],
+    again: bool,
+    ignore_plan: bool = False,
+) -> Outcome:
+    """Everything that `make train` does. `again` trains although an equal run exists, `ignore_plan` although the
+    predicted memory is not there.
+    """
     rows = read_rows(config.data.path, max_bad_share=config.data.max_bad_rows_share)
     report.say(f"data: {config.data.path}: {len(rows.conversations)} rows, format {rows.format}")
     refuse_unknown(config.export.quantizations)
@@ -64,7 +74,7 @@ def train(config: TrainConfig, store: Store, report: Reporter, should_stop: Call
     run_id = claimed or new_run_id(config.name, config.data.path.parent.name)
     with store.stage(run_id) as staging, saying_when_full(store.path):
         unfinished.begin(store, run_id, fingerprint, config_dict(config))
-        run = _train_and_publish(config, backend, store, staging, base, rows, report, should_stop)
+        run = _train_and_publish(config, backend, store, staging, base, rows, report, should_stop, ignore_plan)
     _settle(store, run, report)
     return Outcome(run, is_new=True)
 
@@ -87,35 +97,33 @@ def _train_and_publish(
     rows: Rows,
     report: Reporter,
     should_stop: Callable[[], bool],
+    ignore_plan: bool,
 ) -> Run:
     report.say(f"base: {base.id} ({base.manifest.base['repository']})")
     tokenizer = load_tokenizer(base)
-    prepared = _prepare(config, rows, tokenizer, report)
+    prepared = prepare_rows(config, rows, tokenizer, report)
     weights = precision(config.model.weights)
     report.say(f"training: run {staging.run_id}, {len(prepared.train)} rows, base weights in {weights}")
-    quantizations = config.export.quantizations
+    planned = check(config, backend.name, base, prepared.train, report.say, ignore=ignore_plan)
+    quantizations, work = config.export.quantizations, store.work(staging.run_id)
+
+    def attempt(plan: TrainConfig) -> Finetuned:
+        on_step = report.on_step
+        return finetune(plan, backend, base, tokenizer, prepared, work=work, on_step=on_step, should_stop=should_stop)
+
     with base_files(base, store, quantizations, report.say) as base_has_files:
-        tuned = finetune(
-            config,
-            backend,
-            base,
-            tokenizer,
-            prepared,
-            work=store.work(staging.run_id),
-            on_step=report.on_step,
-            should_stop=should_stop,
-        )
+        tuned = train_within_memory(config, planned, work, report.say, attempt)
         probes, four_bits = choose_probes(prepared.train), config.model.weights == "4bit"
         reference = measure_reference(tuned.model, tokenizer, probes, four_bits=four_bits)
         tuned.save_adapter(staging.path / "adapter")
         tuned.release()
         artifacts = export(base, staging.path, base_has_files, quantizations=quantizations, say=report.say)
-    artifacts += _keep_records(store.work(staging.run_id), staging.path, prepared)
+    artifacts += _keep_records(work, staging.path, prepared)
     checks = verify(staging.path, base, artifacts, tokenizer, reference, report.say)
     if failed := [check for check in checks if not check.passed]:
         raise VerificationFailed(failed, staging.path)
     report.say(f"publish: {staging.run_id}")
-    return staging.publish(_describe(config, base, rows, prepared, tuned, checks), artifacts)
+    return staging.publish(_describe(config, base, rows, prepared, tuned, planned, checks), artifacts)
 
 
 def load_tokenizer(base: Base) -> Any:
@@ -127,7 +135,8 @@ def load_tokenizer(base: Base) -> Any:
     return tokenizer
 
 
-def _prepare(config: TrainConfig, rows: Rows, tokenizer: Any, report: Reporter) -> Prepared:
+def prepare_rows(config: TrainConfig, rows: Rows, tokenizer: Any, report: Reporter) -> Prepared:
+    """The rows as examples, with what was done to them said."""
     prepared = prepare(
         rows,
         tokenizer,
@@ -170,7 +179,13 @@ def _keep_records(work: Path, staging: Path, prepared: Prepared) -> list[Artifac
 
 
 def _describe(
-    config: TrainConfig, base: Base, rows: Rows, prepared: Prepared, tuned: Finetuned, checks: list[Check]
+    config: TrainConfig,
+    base: Base,
+    rows: Rows,
+    prepared: Prepared,
+    tuned: Finetuned,
+    planned: Planned,
+    checks: list[Check],
 ) -> dict[str, Any]:
     figures = prepared.report
     return {
@@ -188,7 +203,7 @@ def _describe(
         "config_sha256": config_sha256(config),
         "packages": package_versions(),
         "hardware": hardware(),
-        "training": asdict(tuned.summary),
+        "training": {**asdict(tuned.summary), **planned.for_manifest()},
         "chat_template_sha256": base.manifest.chat_template_sha256,
         "serve": {"quantization": config.export.serve_quantization},
         "verification": checks,

@@ -14,7 +14,6 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 import licences  # noqa: E402  scripts, not packages
-
 import sbom  # noqa: E402
 
 RULES: dict[str, Any] = {

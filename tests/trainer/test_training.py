@@ -131,6 +131,7 @@ def test_a_run_has_everything_that_the_contract_names(published: tuple[Store, Ru
     assert [a.quantization for a in run.manifest.artifacts if a.kind == "gguf"] == ["Q8_0", "Q4_K_M"]
     assert all(check.passed for check in run.manifest.verification)
     learnt = [check.figures["of"] for check in run.manifest.verification if "is the fine-tune" in check.name]
+    assert run.manifest.training["plan"]["predicted_peak_bytes"] > 0
     assert min(learnt) >= 6, "the model did not learn its twelve rows, so the checks below would prove little"
     base = store.base(run.manifest.base["id"])
     assert base.artifact("gguf", "Q8_0").path.exists() and base.artifact("gguf", "Q4_K_M").path.exists()

@@ -1,0 +1,79 @@
+"""`train --dry-run`: real optimizer steps at the longest rows, predicted against seen peak, nothing published."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from modelstore import Store
+from trainer.config import TrainConfig
+from trainer.plan_data import longest_batch
+from trainer.plan_fit import changed
+
+STEPS = 2  # one, and a second because the optimizer's state exists only after the first
+
+
+def dry_run(config: TrainConfig, store: Store, report: Any) -> dict[str, Any]:
+    """Figures in bytes and seconds. The base is brought into the store as for a training; nothing else stays."""
+    from trainer.backends import choose_backend
+    from trainer.bases import resolve_base
+    from trainer.finetune import finetune
+    from trainer.pipeline import load_tokenizer, prepare_rows
+    from trainer.plan_check import check
+    from trainer.prepare import Prepared
+    from trainer.rows import read_rows
+
+    rows = read_rows(config.data.path, max_bad_share=config.data.max_bad_rows_share)
+    store.create()
+    backend, reason = choose_backend(config, store.cache)
+    report.say(f"backend: {backend.name}, because {reason}")
+    base = resolve_base(config.model.base, store)
+    tokenizer = load_tokenizer(base)
+    examples = prepare_rows(config, rows, tokenizer, report).train
+    planned = check(config, backend.name, base, examples, report.say, ignore=True)
+    again = longest_batch(config, examples) * config.training.gradient_accumulation_steps * STEPS
+    with tempfile.TemporaryDirectory(prefix="tuneship-dry-run-") as work:
+        summary = finetune(
+            _two_steps(config),
+            backend,
+            base,
+            tokenizer,
+            Prepared(train=again, held_out=[], prompts=[], report=None),  # type: ignore[arg-type]
+            work=Path(work),
+            on_step=report.on_step,
+            should_stop=lambda: False,
+        ).summary
+    predicted = planned.report.proposal.peak if planned.report else None
+    off = predicted.bytes / summary.peak_memory_bytes - 1 if predicted else None
+    return {
+        "predicted_bytes": predicted.bytes if predicted else None,
+        "seen_bytes": summary.peak_memory_bytes,
+        "off": round(off, 4) if off is not None else None,
+        "tokens_per_s": summary.tokens_per_s,
+        "loss": summary.final_loss,
+    }
+
+
+def _two_steps(config: TrainConfig) -> TrainConfig:
+    return changed(
+        config,
+        {
+            "training.max_steps": STEPS,
+            "training.logging_steps": 1,
+            "training.save_steps": 1 << 30,
+            "training.best_checkpoint": False,
+            "training.early_stopping_patience": None,
+            "training.tensorboard": False,
+        },
+    )
+
+
+def as_line(found: dict[str, Any]) -> str:
+    """What `train --dry-run` prints."""
+    seen = f"{found['seen_bytes'] / 2**30:.2f} GiB seen"
+    if found["predicted_bytes"] is None:
+        return f"dry run: {seen}, none predicted; {found['tokens_per_s']:.0f} tokens/s; nothing was published"
+    predicted = f"{found['predicted_bytes'] / 2**30:.2f} GiB predicted"
+    speed = f"{found['tokens_per_s']:.0f} tokens/s"
+    return f"dry run: {predicted}, {seen} ({found['off']:+.1%}); {speed}; nothing was published"

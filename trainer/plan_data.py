@@ -1,0 +1,68 @@
+"""How long the rows of a data file are in tokens, before a tokenizer is there (estimated) and after (counted)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from modelstore import UserError
+from trainer.config import TrainConfig
+from trainer.plan import Lengths
+
+if TYPE_CHECKING:
+    from trainer.render import Example
+
+CHARACTERS_PER_TOKEN = 3.0  # few, so that the estimate is high: English has about 4 where digits are single tokens
+TOKENS_PER_WIDE_CHARACTER = 1.5  # Chinese, in vocabularies that were made for English
+TEMPLATE_TOKENS = 40  # what the chat template adds to a row
+
+
+@dataclass(frozen=True)
+class DataSize:
+    """`rows` and `mean_tokens` are None where the data could not be read; `lengths` are then the config's limit."""
+
+    lengths: Lengths
+    rows: int | None
+    mean_tokens: float | None
+    source: str
+
+
+def estimated(config: TrainConfig) -> DataSize:
+    """From the characters of the file's rows. A file that cannot be read counts as rows of the full length."""
+    from trainer.rows import read_rows
+
+    limit = config.model.max_length_tokens
+    try:
+        conversations = read_rows(config.data.path, max_bad_share=config.data.max_bad_rows_share).conversations
+    except UserError as error:
+        return DataSize(Lengths(limit, limit), None, None, f"rows of the full length, because: {error}")
+    sums = [TEMPLATE_TOKENS + sum(_tokens(content) for _, content in turns) for turns in conversations]
+    tokens = [min(limit, round(count)) for count in sums]
+    longest = limit if config.training.packing else max(tokens)
+    source = f"{len(tokens)} rows, lengths estimated from their characters"
+    return DataSize(Lengths(longest, longest), len(tokens), sum(tokens) / len(tokens), source)
+
+
+def counted(config: TrainConfig, examples: Sequence[Example]) -> DataSize:
+    """From the rows as they are trained; the longest ones make up a batch of their own."""
+    longest = longest_batch(config, examples)
+    length = max(len(example.input_ids) for example in longest)
+    columns = {
+        column for example in longest for column, trained in enumerate(example.completion_mask) if trained and column
+    }
+    mean = sum(len(example.input_ids) for example in examples) / len(examples)
+    if config.training.packing:
+        length = config.model.max_length_tokens
+    lengths = Lengths(length, length if config.training.packing else len(columns))
+    return DataSize(lengths, len(examples), mean, f"{len(examples)} rows, counted")
+
+
+def longest_batch(config: TrainConfig, examples: Sequence[Example]) -> list[Example]:
+    """The rows of one forward pass that needs the most memory."""
+    return sorted(examples, key=lambda example: len(example.input_ids))[-config.training.batch_size :]
+
+
+def _tokens(text: str) -> float:
+    wide = sum(not character.isascii() for character in text)
+    return (len(text) - wide) / CHARACTERS_PER_TOKEN + wide * TOKENS_PER_WIDE_CHARACTER
