@@ -103,10 +103,16 @@ def _check_messages(messages: Any) -> None:
     if not isinstance(messages, list) or not messages or not all(isinstance(entry, dict) for entry in messages):
         raise ApiError(400, "'messages' must be a list of at least one message.", param="messages")
     for index, message in enumerate(messages):
+        if not isinstance(message.get("role"), str):
+            raise ApiError(400, "Every message needs a 'role', which is a text.", param=f"messages[{index}].role")
         content = message.get("content")
         parts = content if isinstance(content, list) else []
-        if not all(isinstance(part, dict) and part.get("type") == "text" for part in parts):
+        if not isinstance(content, str | list | None) or not all(_is_text(part) for part in parts):
             raise ApiError(400, "This model reads text only.", param=f"messages[{index}].content")
+
+
+def _is_text(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
 def _check_tools(tools: Any) -> None:

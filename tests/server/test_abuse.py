@@ -156,9 +156,9 @@ def test_clients_that_vanish_free_their_slots(attacked: Served) -> None:
 
 
 def test_slow_readers_do_not_keep_slots(attacked: Served) -> None:
-    wish = json.dumps(QUESTION | {"stream": True, "max_tokens": 60, "ignore_eos": True}).encode()
+    wish = json.dumps(QUESTION | {"stream": True, "max_tokens": 30, "ignore_eos": True}).encode()
     with ExitStack() as all_of_them:
-        for _ in range(40 if LONG else 10):
+        for _ in range(40 if LONG else 6):
             all_of_them.enter_context(connected(attacked, http(wish), receive_buffer=2048))
         with unharmed(attacked):
             pass  # what they asked for is computed, though nobody reads it
@@ -167,12 +167,12 @@ def test_slow_readers_do_not_keep_slots(attacked: Served) -> None:
 def test_large_and_long_requests(attacked: Served) -> None:
     large = json.dumps({"messages": [{"role": "user", "content": SECRET * (5_000_000 // len(SECRET))}]}).encode()
     too_long = {"messages": [{"role": "user", "content": "word " * 9000}]}
-    bomb = gzip.compress(b" " * 200_000_000, 9)
+    bomb = gzip.compress(b" " * 50_000_000, 1)
     # no length is stated
     chunks = b"%x\r\n%s\r\n0\r\n\r\n" % (len(large), large)
     before = resident_mb(attacked)
     with unharmed(attacked):
-        for _ in range(20 if LONG else 3):
+        for _ in range(20 if LONG else 1):
             assert ask(attacked, large)[0] == 413
             assert ask(attacked, bomb, **{"Content-Encoding": "gzip"})[0] == 413
             status, document = ask(attacked, too_long)
@@ -236,13 +236,14 @@ def test_what_is_no_http_is_refused(attacked: Served, raw: bytes) -> None:
 def test_garbage_behind_a_good_request(attacked: Served) -> None:
     good = http(json.dumps(QUESTION).encode())
     with unharmed(attacked), connected(attacked) as client:
-        client.sendall(good + b"\x00garbage\r\n\r\n" + good * 3)
+        client.sendall(good)
+        assert status_of(client) == 200
+        client.sendall(b"\x00garbage\r\n\r\n" + good * 3)
         received = b""
         while piece := client.recv(1 << 16):
             received += piece
-        assert received.startswith(b"HTTP/1.1 200")
-        assert b"HTTP/1.1 400" in received
-        assert received.count(b"HTTP/1.1 ") == 2  # what follows garbage is not read
+        assert b" 400 Bad Request" in received
+        assert received.count(b"HTTP/1.") == 1  # what follows garbage is not read
 
 
 def test_wrong_keys_at_a_high_rate(attacked: Served) -> None:
