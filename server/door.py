@@ -13,12 +13,12 @@ from typing import cast
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from server.plan import BACKLOG
+
 MOST_CONNECTIONS = 10_240  # about 15 kB each when they say nothing
 # seconds without a whole request before a connection is closed: slow headers as well as idle clients. Above the time
 # that proxies keep theirs (haproxy 5 s, nginx 60 s), so that no request meets a closed one
 KEEPALIVE_S = 75.0
-UNREAD_S = 60.0  # what a client does not take for so long is dropped with its connection
-BACKLOG = 512
 SPARE_FILES = 2 * BACKLOG  # accepted at once before they are counted, files, pipes
 LEAST_CONNECTIONS = 64
 _FULL = b"The server holds as many connections as it can.\n"

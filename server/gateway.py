@@ -18,11 +18,12 @@ from typing import Any
 from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, web
 from aiohttp.typedefs import Handler
 
-from server.door import UNREAD_S, Door
+from server.door import Door
 from server.engine import ServedModel
 from server.errors import ApiError, from_engine
 from server.keys import KeyRing
 from server.metrics import EngineState, RequestCounts, labelled
+from server.plan import UNREAD_S
 from server.release import Release, Releases
 from server.supervise import Engine
 from server.validation import Limits, check_request, parse_body, written

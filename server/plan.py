@@ -7,9 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from modelstore import Artifact, Base, Run, Store, UserError
-from server.door import BACKLOG, UNREAD_S
 from server.engine import EngineKind, EngineOptions, EnginePlan, Weights
 from server.validation import Limits
+
+BACKLOG = 512
+UNREAD_S = 60.0  # what a client does not take for so long is dropped with its connection
 
 
 @dataclass(frozen=True)
