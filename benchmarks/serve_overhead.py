@@ -4,9 +4,9 @@
 usage: .venv/server/bin/python benchmarks/serve_overhead.py [--store FOLDER] [--seconds 300] [--out FILE]
 
 Two settings, because client, gateway and engine share one machine here. "shared": the engine has a thread on every
-processor, as `server serve` starts it, so that each moment of the gateway or the client stops it. "apart": the engine has
-one processor less, and client and gateway have that one. Both are reported, with the processor time that the gateway and
-the client take for 1,000 tokens. Every request generates the same number of tokens from a prompt of its own. Writes one
+processor, as `server serve` starts it, so that each moment of the gateway or the client stops it. "apart": the engine
+has one processor less, and client and gateway have that one. Both are reported, with the processor time that gateway
+and client take for 1,000 tokens. Every request generates the same number of tokens from a prompt of its own. Writes one
 JSON document: medians over pairs of the ratios through/direct, with bootstrap intervals. Wants a quiet machine.
 """
 
