@@ -9,7 +9,7 @@ import resource
 from pathlib import Path
 from typing import Any
 
-from modelstore.machine import cpu_threads
+from modelstore.machine import cpu_threads, processor_multiplies_bf16
 
 PACKAGES: tuple[str, ...] = (
     "torch",
@@ -29,6 +29,24 @@ def compute_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def multiplies_bf16() -> bool:
+    """Whether bf16 arithmetic is native where this trains."""
+    import torch
+
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return processor_multiplies_bf16()
+
+
+def precision(weights: str) -> str:
+    """What "auto" means for the base weights on this machine; any other choice stays."""
+    if weights != "auto":
+        return weights
+    if multiplies_bf16():
+        return "bf16"
+    return "fp16" if compute_device() == "cuda" else "fp32"
 
 
 def peak_memory_bytes() -> int:

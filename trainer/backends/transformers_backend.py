@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from modelstore import Base, UserError
 from trainer.backends.recipe import IGNORED_LABEL, dataset, seeded_trainer, sft_config
 from trainer.config import LoraConfig, TrainConfig
+from trainer.machine import precision
 from trainer.targets import lora_targets
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def _refuse_unfit(config: TrainConfig) -> None:
     if needs_gpu and not torch.cuda.is_available():
         raise UserError(
             'weights = "4bit" and optimizer = "adamw_8bit" need an NVIDIA GPU, and this machine has none. '
-            'On a CPU use weights = "bf16" and optimizer = "adamw", as configs/demo.toml does.'
+            'On a CPU use weights = "auto" and optimizer = "adamw", as configs/demo.toml does.'
         )
 
 
@@ -82,7 +83,7 @@ def _load_base(config: TrainConfig, base: Base) -> Any:
     from transformers import AutoModelForCausalLM
 
     types = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "4bit": torch.bfloat16}
-    options: dict[str, Any] = {"dtype": types[config.model.weights]}
+    options: dict[str, Any] = {"dtype": types[precision(config.model.weights)]}
     if torch.cuda.is_available():
         options["device_map"] = {"": 0}
     if config.model.weights == "4bit":
