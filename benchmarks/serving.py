@@ -93,10 +93,16 @@ def described(what: str, store: Path) -> dict[str, Any]:
     run = Store(store).run("current")
     return {
         "what": what,
-        "command": " ".join([f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": " ".join([f"benchmarks/{Path(sys.argv[0]).name}", *_arguments()]),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": {"processors": cpu_threads(), "system": platform.system(), "python": platform.python_version()},
         "load_before": round(os.getloadavg()[0], 2),
         "packages": {name: version(name) for name in ("xllamacpp", "aiohttp")},
         "model": run.manifest.base.get("id"),
     }
+
+
+def _arguments() -> list[str]:
+    """Of this program, without the folders of this machine."""
+    shown = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
+    return [word for before, word in zip(["", *shown], shown, strict=False) if "--out" not in (before, word)]

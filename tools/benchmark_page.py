@@ -11,6 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tools.serving_page import serving
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "benchmarks.md"
 RESULTS = ROOT / "benchmarks" / "results"
@@ -25,7 +29,8 @@ def page() -> str:
     training = json.loads((RESULTS / "gpu-phi3-training.json").read_text())
     client = json.loads((RESULTS / "client-overhead.json").read_text())
     other = json.loads((RESULTS / "guidellm-stub.json").read_text())
-    return head + "\n".join([_demo(demo), _broken(broken), _gpu(plain, training), _client(client), _agreement(other)])
+    sections = [_demo(demo), _broken(broken), _gpu(plain, training), *serving(RESULTS), _client(client)]
+    return head + "\n".join([*sections, _agreement(other)])
 
 
 def _broken(result: dict[str, Any]) -> str:
