@@ -15,7 +15,15 @@ import uuid
 from contextlib import ExitStack
 from typing import Any
 
-from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, web
+from aiohttp import (
+    ClientError,
+    ClientOSError,
+    ClientResponse,
+    ClientSession,
+    ClientTimeout,
+    ServerDisconnectedError,
+    web,
+)
 from aiohttp.typedefs import Handler
 
 from server.door import Door
@@ -147,17 +155,25 @@ class Gateway:
         model, engine = _engine_for(body.get("model"), release)
         request["model"], request["run"] = model.role, model.id
         check_request(body, self._limits, is_chat=request.path.endswith("/chat/completions"))
-        headers = {"Authorization": f"Bearer {engine.plan.api_key}", "Content-Type": "application/json"}
         # what was checked is what the engine reads: written anew, so that no second reading of the bytes can differ
         data = written(body | {"model": model.names[0]})
-        try:
-            url = engine.plan.url + request.path
-            with engine.seats.taking():
-                async with self._session.post(url, data=data, headers=headers, timeout=NO_LIMIT) as reply:
-                    return await _relay(request, reply, engine)
-        except (ClientError, OSError) as error:
-            why = engine.why_not_ready or type(error).__name__
-            raise ApiError(503, f"The engine does not answer: {why}.") from None
+        with engine.seats.taking():
+            for is_last in (False, True):
+                try:
+                    return await self._asked(request, engine, data)
+                except (ClientError, OSError) as error:
+                    # llama.cpp closes a connection that says nothing for 5 s, which happens when thousands of clients
+                    # keep this process busy between connecting and sending. The client has nothing yet: ask again
+                    if is_last or not isinstance(error, ClientOSError | ServerDisconnectedError):
+                        why = engine.why_not_ready or type(error).__name__
+                        raise ApiError(503, f"The engine does not answer: {why}.") from None
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _asked(self, request: web.Request, engine: Engine, data: bytes) -> web.StreamResponse:
+        headers = {"Authorization": f"Bearer {engine.plan.api_key}", "Content-Type": "application/json"}
+        url = engine.plan.url + request.path
+        async with self._session.post(url, data=data, headers=headers, timeout=NO_LIMIT) as reply:
+            return await _relay(request, reply, engine)
 
 
 def _engine_for(name: object, release: Release) -> tuple[ServedModel, Engine]:
