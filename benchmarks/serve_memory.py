@@ -63,7 +63,7 @@ def main() -> None:
             engine, weights = setup.split("/")
             rows.append(measure(stores[engine], engine, weights))
             print(rows[-1], file=sys.stderr, flush=True)
-    wish.out.write_text(json.dumps(document | {"rows": rows}, indent=1) + "\n")
+            wish.out.write_text(json.dumps(document | {"rows": rows}, indent=1) + "\n")  # what was seen stays
 
 
 if __name__ == "__main__":

@@ -104,5 +104,5 @@ def described(what: str, store: Path) -> dict[str, Any]:
 
 def _arguments() -> list[str]:
     """Of this program, without the folders of this machine."""
-    shown = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
+    shown = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
     return [word for before, word in zip(["", *shown], shown, strict=False) if "--out" not in (before, word)]
