@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
-"""What the gateway costs: the same engine asked directly and through the gateway, in alternating pairs.
+"""What the gateway costs: the same engine asked directly and through the gateway, in alternating pairs of rounds.
 
-usage: .venv/server/bin/python benchmarks/serve_overhead.py [--store models] [--run current] [--pairs 8] [--out FILE]
+usage: .venv/server/bin/python benchmarks/serve_overhead.py [--store FOLDER] [--seconds 300] [--out FILE]
 
-Writes one JSON document: time to first token and output tokens/s at each concurrency, their ratios by pair, and the
-median ratio with a bootstrap interval. Every request generates the same number of tokens from a prompt of its own.
+Two settings, because client, gateway and engine share one machine here. "shared": the engine has a thread on every
+processor, as `server serve` starts it, so that each moment of the gateway or the client stops it. "apart": the engine
+has one processor less, and client and gateway have that one. Both are reported, with the processor time that gateway
+and client take for 1,000 tokens. Every request generates the same number of tokens from a prompt of its own. Writes one
+JSON document: medians over pairs of the ratios through/direct, with bootstrap intervals. Wants a quiet machine.
 """
 
 from __future__ import annotations
@@ -13,12 +16,11 @@ import argparse
 import asyncio
 import json
 import multiprocessing
-import platform
+import os
 import random
 import statistics
 import sys
 import time
-import urllib.error
 import urllib.request
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,14 +30,19 @@ import aiohttp
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.serving import a_store, cpu_s, described, family
 from modelstore import Store
 from modelstore.machine import cpu_threads
 from server.engine import EngineOptions
 from server.keys import KeyRing
 from server.llamacpp import LlamaCpp
 from server.plan import ServePlan, Wish, listen, plan_serving
+from tests.server.conftest import free_port
 
 START_TIMEOUT_S = 120
+LEAST_PAIRS = 3
+# concurrency -> tokens of each stream, share of the time: 64 streams wait for 8 slots, so a round of them takes longest
+LEVELS = {1: (64, 0.2), 8: (64, 0.3), 64: (32, 0.5)}
 
 
 @dataclass(frozen=True)
@@ -48,10 +55,13 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Round:
-    """One load on one endpoint."""
+    """One load on one endpoint; processor seconds for 1,000 tokens, the gateway's only where it was asked."""
 
     ttft_ms: float
     tokens_per_s: float
+    gateway_cpu_s: float
+    client_cpu_s: float
+    load: float
 
 
 async def one(
@@ -70,37 +80,54 @@ async def one(
     return first_s, count
 
 
-async def load(endpoint: Endpoint, concurrency: int, tokens: int) -> Round:
+async def load(endpoint: Endpoint, concurrency: int, tokens: int, gateway_pid: int) -> Round:
     """`concurrency` requests at once."""
     prompts = [f"{random.getrandbits(60):015d}: tell a story about a harbour, please." for _ in range(concurrency)]
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
     timeout = aiohttp.ClientTimeout(total=None)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-        began = time.perf_counter()
+        began, used_s, own_s = time.perf_counter(), cpu_s(gateway_pid), time.process_time()
         results = await asyncio.gather(*(one(session, endpoint, prompt, tokens) for prompt in prompts))
         seconds = time.perf_counter() - began
     firsts, counts = zip(*results, strict=True)
     if min(counts) < 0.9 * tokens:  # some tokens are parts of a character and come together
         raise SystemExit(f"error: a stream ended after {min(counts)} of {tokens} tokens")
-    return Round(1000 * statistics.median(firsts), sum(counts) / seconds)
+    thousands = sum(counts) / 1000
+    return Round(
+        round(1000 * statistics.median(firsts), 1),
+        round(sum(counts) / seconds, 1),
+        round((cpu_s(gateway_pid) - used_s) / thousands, 3),
+        round((time.process_time() - own_s) / thousands, 3),
+        round(os.getloadavg()[0], 1),
+    )
 
 
-def compare(direct: Endpoint, gateway: Endpoint, concurrency: int, tokens: int, pairs: int) -> dict[str, Any]:
+def compare(
+    direct: Endpoint, gateway: Endpoint, pid: int, concurrency: int, tokens: int, seconds: float
+) -> dict[str, Any]:
     """Alternating rounds; the order within a pair alternates too, so that drift falls on both."""
     rounds: dict[str, list[Round]] = {"direct": [], "gateway": []}
     named = [("direct", direct), ("gateway", gateway)]
     for endpoint in (direct, gateway):
-        asyncio.run(load(endpoint, concurrency, 8))  # not measured
-    for pair in range(pairs):
-        for name, endpoint in named if pair % 2 else reversed(named):
-            rounds[name].append(asyncio.run(load(endpoint, concurrency, tokens)))
+        asyncio.run(load(endpoint, min(concurrency, 8), 8, pid))  # not measured
+    began, pairs = time.monotonic(), 0
+    while pairs < LEAST_PAIRS or (time.monotonic() - began) * (pairs + 1) / pairs < seconds:
+        for name, endpoint in named if pairs % 2 else reversed(named):
+            rounds[name].append(asyncio.run(load(endpoint, concurrency, tokens, pid)))
+        pairs += 1
     couples = list(zip(rounds["gateway"], rounds["direct"], strict=True))
     return {
         "concurrency": concurrency,
-        "direct": [asdict(entry) for entry in rounds["direct"]],
-        "gateway": [asdict(entry) for entry in rounds["gateway"]],
+        "tokens_of_each": tokens,
+        "pairs": pairs,
         "ttft_ratio": interval([through.ttft_ms / bare.ttft_ms for through, bare in couples]),
         "tokens_per_s_ratio": interval([through.tokens_per_s / bare.tokens_per_s for through, bare in couples]),
+        "tokens_per_s": {name: round(statistics.median(r.tokens_per_s for r in rounds[name]), 1) for name in rounds},
+        "ttft_ms": {name: round(statistics.median(r.ttft_ms for r in rounds[name]), 1) for name in rounds},
+        "gateway_cpu_s_per_1000": round(statistics.median(r.gateway_cpu_s for r in rounds["gateway"]), 3),
+        "client_cpu_s_per_1000": round(statistics.median(r.client_cpu_s for r in rounds["direct"]), 3),
+        "direct": [asdict(entry) for entry in rounds["direct"]],
+        "gateway": [asdict(entry) for entry in rounds["gateway"]],
     }
 
 
@@ -134,52 +161,58 @@ def wait_until_ready(url: str) -> float:
     raise SystemExit(f"error: not ready after {START_TIMEOUT_S} s")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", type=Path, default=Path("models"))
-    parser.add_argument("--run", default="current")
-    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 64])
-    parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--pairs", type=int, default=8)
-    parser.add_argument("--port", type=int, default=8399)
-    parser.add_argument("--out", type=Path, help="default: stdout")
-    wish = parser.parse_args()
-
-    plan = plan_serving(Store(wish.store), wish.run, Wish(LlamaCpp(), EngineOptions(threads=cpu_threads())))
-    process = multiprocessing.get_context("spawn").Process(target=run_gateway, args=(plan, wish.port))
+def measure(store: Path, is_apart: bool, levels: list[int], seconds: float) -> dict[str, Any]:
+    """One setting at each concurrency."""
+    processors = sorted(os.sched_getaffinity(0))
+    threads = max(1, cpu_threads() - is_apart)
+    plan = plan_serving(Store(store), "current", Wish(LlamaCpp(), EngineOptions(threads=threads)))
+    port = free_port()
+    process = multiprocessing.get_context("spawn").Process(target=run_gateway, args=(plan, port))
     process.start()
     try:
-        gateway = Endpoint(f"http://127.0.0.1:{wish.port}", {})
-        start_s = wait_until_ready(gateway.url)
-        engine = plan.engines[0]
-        direct = Endpoint(engine.url, {"Authorization": f"Bearer {engine.api_key}"})
-        results = [compare(direct, gateway, level, wish.tokens, wish.pairs) for level in wish.concurrency]
+        gateway = Endpoint(f"http://127.0.0.1:{port}", {})
+        wait_until_ready(gateway.url)
+        pid = int(process.pid or 0)
+        if is_apart:
+            for engine in family(pid)[1:]:
+                confine(engine, processors[1:])
+            confine(pid, processors[:1])
+            confine(os.getpid(), processors[:1])
+        bare = plan.engines[0]
+        direct = Endpoint(bare.url, {"Authorization": f"Bearer {bare.api_key}"})
+        whole = sum(LEVELS[level][1] for level in levels)
+        results = []
+        for level in levels:
+            tokens, share = LEVELS[level]
+            results.append(compare(direct, gateway, pid, level, tokens, seconds * share / whole))
+            shown = {key: value for key, value in results[-1].items() if key not in ("direct", "gateway")}
+            print("apart" if is_apart else "shared", shown, file=sys.stderr, flush=True)
     finally:
+        os.sched_setaffinity(0, processors)
         process.terminate()
         process.join(20)
-    document = {
-        "what": "gateway against the engine behind it",
-        "machine": {"processors": cpu_threads(), "python": platform.python_version()},
-        "run": plan.run.id,
-        "tokens": wish.tokens,
-        "start_to_ready_s": round(start_s, 2),
-        "results": results,
-    }
-    text = json.dumps(document, indent=1)
-    if wish.out:
-        wish.out.parent.mkdir(parents=True, exist_ok=True)
-        wish.out.write_text(text + "\n")
-    for result in results:
-        print(
-            result["concurrency"],
-            "TTFT",
-            result["ttft_ratio"],
-            "tokens/s",
-            result["tokens_per_s_ratio"],
-            file=sys.stderr,
-        )
-    if not wish.out:
-        print(text)
+    return {"engine_threads": threads, "results": results}
+
+
+def confine(pid: int, processors: list[int]) -> None:
+    """All threads of the process to these processors."""
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setaffinity(int(thread.name), processors)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", type=Path, help="default: one with the embedded small model as base and as run")
+    parser.add_argument("--concurrency", type=int, nargs="+", choices=LEVELS, default=list(LEVELS))
+    parser.add_argument("--seconds", type=float, default=300, help="for both settings together, without the starts")
+    parser.add_argument("--out", type=Path, default=Path("/dev/stdout"))
+    wish = parser.parse_args()
+    with a_store(wish.store) as store:
+        document = described("the gateway against the engine behind it", store)
+        for name, is_apart in {"shared": False, "apart": True}.items():
+            if not is_apart or cpu_threads() > 1:
+                document[name] = measure(store, is_apart, wish.concurrency, wish.seconds / 2)
+    wish.out.write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Many streams for a long time on a running server: nothing may fail. It takes as long as it says, so no test runs it.
+"""Many streams for a long time: nothing may fail, no memory may be lost. It takes as long as it says: no test runs it.
 
-usage: .venv/server/bin/python benchmarks/soak.py [--url http://127.0.0.1:8000] [--streams 64] [--minutes 10] [--out F]
+usage: .venv/server/bin/python benchmarks/soak.py [--store FOLDER] [--streams 64] [--minutes 10] [--out F]
 
-Every stream asks again as soon as it has ended, tuned and base in turn. Writes one JSON document: requests, failures by
-kind, output tokens/s and time to first token; exit code 1 when anything failed.
+Starts a server of its own; without --store it serves the embedded small model as base and as run. Every stream asks
+again as soon as it has ended, tuned and base in turn. Writes one JSON document: requests, failures by kind, output
+tokens/s, time to first token, memory of gateway and engines (PSS) over time; exit code 1 when anything failed.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import platform
+import os
 import statistics
 import sys
 import time
 from collections import Counter
-from datetime import UTC, datetime
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ import aiohttp
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.serve_overhead import Endpoint, one
-from modelstore.machine import cpu_threads
+from benchmarks.serving import a_store, described, family, memory_mb, server
+
+SAMPLES = 40  # of the memory
 
 
 async def soak(endpoint: Endpoint, streams: int, seconds: float, tokens: int) -> dict[str, Any]:
@@ -61,30 +64,48 @@ async def soak(endpoint: Endpoint, streams: int, seconds: float, tokens: int) ->
     }
 
 
+async def with_memory(
+    endpoint: Endpoint, pid: int, streams: int, seconds: float, tokens: int
+) -> tuple[dict[str, Any], list[dict[str, float]]]:
+    """The soak, and what gateway and engines held meanwhile."""
+    began, samples = time.monotonic(), list[dict[str, float]]()
+
+    async def look() -> None:
+        while True:
+            gateway, *engines = (round(memory_mb(each), 1) for each in family(pid))
+            seen = {
+                "s": round(time.monotonic() - began, 1),
+                "gateway_mb": gateway,
+                "engines_mb": round(sum(engines), 1),
+            }
+            samples.append(seen | {"load": round(os.getloadavg()[0], 1)})
+            await asyncio.sleep(seconds / SAMPLES)
+
+    watch = asyncio.create_task(look())
+    found = await soak(endpoint, streams, seconds, tokens)
+    watch.cancel()
+    with suppress(asyncio.CancelledError):
+        await watch
+    return found, samples
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", default="http://127.0.0.1:8000")
-    parser.add_argument("--key", default="", help="an API key, if the server asks for one")
+    parser.add_argument("--store", type=Path)
     parser.add_argument("--streams", type=int, default=64)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--out", type=Path, help="default: stdout")
+    parser.add_argument("--out", type=Path, default=Path("/dev/stdout"))
     wish = parser.parse_args()
-    headers = {"Authorization": f"Bearer {wish.key}"} if wish.key else {}
-    found = asyncio.run(soak(Endpoint(wish.url, headers), wish.streams, 60 * wish.minutes, wish.tokens))
-    document = {
-        "what": f"{wish.streams} streams at once, tuned and base in turn",
-        "command": " ".join(["benchmarks/soak.py", *sys.argv[1:]]),
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": {"processors": cpu_threads(), "python": platform.python_version()},
-        "tokens_of_each": wish.tokens,
-        **found,
-    }
-    text = json.dumps(document, indent=1) + "\n"
-    if wish.out:
-        wish.out.parent.mkdir(parents=True, exist_ok=True)
-        wish.out.write_text(text)
-    print(text, end="", file=sys.stderr if wish.out else sys.stdout)
+    with a_store(wish.store) as store:
+        document = described(f"{wish.streams} streams at once, tuned and base in turn", store)
+        with server(store) as running:
+            endpoint = Endpoint(running.url, {})
+            load = with_memory(endpoint, running.pid, wish.streams, 60 * wish.minutes, wish.tokens)
+            found, samples = asyncio.run(load)
+    document |= {"tokens_of_each": wish.tokens, **found, "memory": samples}
+    wish.out.write_text(json.dumps(document, indent=1) + "\n")
+    print(found, file=sys.stderr)
     return 1 if found["failures"] else 0
 
 

@@ -78,6 +78,7 @@ class EnginePlan:
     chat_template_sha256: str = ""
     has_children: bool = False
     stop_limit_s: float = 5.0  # after SIGTERM, until it is killed
+    most_requests: int = 512  # at once, those that wait for a slot among them
 
     @property
     def url(self) -> str:

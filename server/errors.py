@@ -14,6 +14,8 @@ _TYPES = {
     502: "server_error",
     503: "server_error",
 }
+# llama.cpp's answers to fields of another type, and to messages and tools that it cannot read
+_WRONG_TYPE = re.compile(rb'"(?:\[json\.exception\.|Failed to parse )')
 _TOO_LONG = re.compile("maximum context length")  # vLLM has no code for it
 
 
@@ -44,6 +46,8 @@ class ApiError(Exception):
 
 def from_engine(status: int, body: bytes) -> ApiError:
     """An engine's refusal in this shape. What an engine says about itself in a 5xx is not passed on."""
+    if status == 500 and _WRONG_TYPE.search(body):
+        return ApiError(400, "A field of the request has a type or a value that the engine cannot read.")
     if status >= 500:
         return ApiError(*((503, "The model is loading.") if status == 503 else (502, "The engine failed.")))
     try:

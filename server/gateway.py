@@ -12,19 +12,29 @@ import sys
 import time
 import traceback
 import uuid
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import Any
 
-from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, web
+from aiohttp import (
+    ClientError,
+    ClientOSError,
+    ClientResponse,
+    ClientSession,
+    ClientTimeout,
+    ServerDisconnectedError,
+    web,
+)
 from aiohttp.typedefs import Handler
 
+from server.door import Door
 from server.engine import ServedModel
 from server.errors import ApiError, from_engine
 from server.keys import KeyRing
 from server.metrics import EngineState, RequestCounts, labelled
+from server.plan import UNREAD_S
 from server.release import Release, Releases
 from server.supervise import Engine
-from server.validation import Limits, check_request, parse_body
+from server.validation import Limits, check_request, parse_body, written
 
 BODY_TIMEOUT_S = 30.0
 METRICS_TIMEOUT_S = 3.0  # below the patience of a scraper: one engine that hangs must not hide the others
@@ -39,11 +49,12 @@ OPEN = ("/health", "/ready", "/metrics")
 class Gateway:
     """Routes requests by model name to the engines."""
 
-    def __init__(self, releases: Releases, keys: KeyRing, session: ClientSession) -> None:
+    def __init__(self, releases: Releases, keys: KeyRing, session: ClientSession, door: Door) -> None:
         self._releases = releases
         self._limits: Limits = releases.current.plan.limits  # the same options hold for every run
         self._keys = keys
         self._session = session
+        self._door = door
         self._counts = RequestCounts()
         self._started = int(time.time())
         self.draining = False
@@ -133,24 +144,36 @@ class Gateway:
     async def _pass_on(self, request: web.Request) -> web.StreamResponse:
         body = parse_body(await _body(request))
         release, key = self._releases.current, request["key"]
-        with release.answering(), self._keys.quota(key).spending() if key else nullcontext():
+        with ExitStack() as around:
+            around.enter_context(self._door.at_work(request))
+            around.enter_context(release.answering())
+            if key:
+                around.enter_context(self._keys.quota(key).spending())
             return await self._answer(request, body, release)
 
     async def _answer(self, request: web.Request, body: dict[str, Any], release: Release) -> web.StreamResponse:
         model, engine = _engine_for(body.get("model"), release)
         request["model"], request["run"] = model.role, model.id
         check_request(body, self._limits, is_chat=request.path.endswith("/chat/completions"))
-        headers = {"Authorization": f"Bearer {engine.plan.api_key}", "Content-Type": "application/json"}
         # what was checked is what the engine reads: written anew, so that no second reading of the bytes can differ
-        data = json.dumps(body | {"model": model.names[0]}).encode()
-        try:
-            async with self._session.post(
-                engine.plan.url + request.path, data=data, headers=headers, timeout=NO_LIMIT
-            ) as reply:
-                return await _relay(request, reply, engine)
-        except (ClientError, OSError) as error:
-            why = engine.why_not_ready or type(error).__name__
-            raise ApiError(503, f"The engine does not answer: {why}.") from None
+        data = written(body | {"model": model.names[0]})
+        with engine.seats.taking():
+            for is_last in (False, True):
+                try:
+                    return await self._asked(request, engine, data)
+                except (ClientError, OSError) as error:
+                    # llama.cpp closes a connection that says nothing for 5 s, which happens when thousands of clients
+                    # keep this process busy between connecting and sending. The client has nothing yet: ask again
+                    if is_last or not isinstance(error, ClientOSError | ServerDisconnectedError):
+                        why = engine.why_not_ready or type(error).__name__
+                        raise ApiError(503, f"The engine does not answer: {why}.") from None
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _asked(self, request: web.Request, engine: Engine, data: bytes) -> web.StreamResponse:
+        headers = {"Authorization": f"Bearer {engine.plan.api_key}", "Content-Type": "application/json"}
+        url = engine.plan.url + request.path
+        async with self._session.post(url, data=data, headers=headers, timeout=NO_LIMIT) as reply:
+            return await _relay(request, reply, engine)
 
 
 def _engine_for(name: object, release: Release) -> tuple[ServedModel, Engine]:
@@ -182,7 +205,11 @@ async def _relay(request: web.Request, reply: ClientResponse, engine: Engine) ->
     try:
         async for piece in reply.content.iter_any():
             engine.last_output_at = time.monotonic()
-            await response.write(piece)
+            async with asyncio.timeout(UNREAD_S):
+                await response.write(piece)
+    except TimeoutError:
+        _drop(request)
+        raise ApiError(CLIENT_GONE, "The client does not read.") from None
     except (ClientError, OSError):
         if request.transport is None or request.transport.is_closing():
             raise ApiError(CLIENT_GONE, "The client went away.") from None
@@ -191,6 +218,12 @@ async def _relay(request: web.Request, reply: ClientResponse, engine: Engine) ->
         await response.write(f"data: {json.dumps(fault)}\n\n".encode())
     await response.write_eof()
     return response
+
+
+def _drop(request: web.Request) -> None:
+    """Close the connection without waiting for the client to take what it was sent."""
+    if isinstance(request.transport, asyncio.WriteTransport):
+        request.transport.abort()
 
 
 def _refused(refusal: ApiError) -> web.Response:

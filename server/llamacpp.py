@@ -16,6 +16,7 @@ from modelstore import Base, Manifest, Run
 from server.engine import EngineOptions, EnginePlan, Probes, ServedModel, Weights, free_port, served_models
 
 HTTP_THREADS = 160  # llama.cpp blocks one per open stream, also per waiting one; its default is slots + 4
+SPARE_THREADS = 16  # for proofs and metrics, without which a busy engine would look like one that hangs
 # libgomp's own value for crowded processors. Its default spins for a millisecond at every barrier, so that two engines
 # on the same processors take turns at doing nothing: docs/serving.md has the measurement.
 OPENMP_SPINS = "1000"
@@ -49,7 +50,17 @@ def _plan(model: ServedModel, gguf: Path, manifest: Manifest, options: EngineOpt
     argv = llamacpp_argv(llamacpp_program(), gguf, model.names[0], port, options)
     limit_s = START_S + gguf.stat().st_size / READ_BYTES_PER_S
     environment = llamacpp_environment(key, os.environ)
-    return EnginePlan((model,), port, key, argv, environment, PROBES, limit_s, manifest.chat_template_sha256)
+    return EnginePlan(
+        (model,),
+        port,
+        key,
+        argv,
+        environment,
+        PROBES,
+        limit_s,
+        manifest.chat_template_sha256,
+        most_requests=HTTP_THREADS - SPARE_THREADS,
+    )
 
 
 def llamacpp_argv(program: list[str], gguf: Path, alias: str, port: int, options: EngineOptions) -> list[str]:

@@ -10,6 +10,9 @@ from modelstore import Artifact, Base, Run, Store, UserError
 from server.engine import EngineKind, EngineOptions, EnginePlan, Weights
 from server.validation import Limits
 
+BACKLOG = 512
+UNREAD_S = 60.0  # what a client does not take for so long is dropped with its connection
+
 
 @dataclass(frozen=True)
 class ServePlan:
@@ -91,5 +94,7 @@ def listen(host: str, port: int) -> socket.socket:
             f"Port {port} on {host} cannot be used: {error.strerror}. Stop what listens there "
             f"(`ss -ltnp 'sport = :{port}'` names it) or choose another: make serve PORT={port + 1}"
         ) from None
-    listener.listen(1024)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; the connections inherit it
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * UNREAD_S))
+    listener.listen(BACKLOG)
     return listener

@@ -1,4 +1,4 @@
-"""How much one key may ask: requests a minute and requests at once."""
+"""How much is let through: requests a minute and at once for one key, requests at once for one engine."""
 
 from __future__ import annotations
 
@@ -8,6 +8,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from server.errors import ApiError
+
+
+class Seats:
+    """Requests that one engine takes at once, the waiting ones among them."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._taken = most, 0
+
+    @contextmanager
+    def taking(self) -> Iterator[None]:
+        """Around one request. Raises ApiError 503 when none is left."""
+        if self._taken >= self._most:
+            message = f"{self._most} requests are being answered or wait already. Try again in a moment."
+            raise ApiError(503, message, "server_overloaded")
+        self._taken += 1
+        try:
+            yield
+        finally:
+            self._taken -= 1
 
 
 class Quota:

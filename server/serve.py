@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from aiohttp import ClientSession, TCPConnector, web
 
 from modelstore import Store
+from server.door import KEEPALIVE_S, Door, GuardedSite, connection_limit, quiet_logger
 from server.engine import EnginePlan
 from server.follow import follow
 from server.gateway import Gateway
@@ -43,12 +44,19 @@ async def serve(
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with ClientSession(connector=_connector(), auto_decompress=False) as session:
         releases = Releases(lambda entry: _started(entry, session), plan)
-        gateway = Gateway(releases, keys, session)
+        # twice, because a change of the run has the engines of both
+        door = Door(connection_limit(2 * sum(entry.most_requests for entry in plan.engines)))
+        gateway = Gateway(releases, keys, session, door)
         runner = web.AppRunner(
-            gateway.application(), handler_cancellation=True, access_log=None, shutdown_timeout=drain_s
+            gateway.application(),
+            handler_cancellation=True,
+            access_log=None,
+            logger=quiet_logger(),
+            shutdown_timeout=drain_s,
+            keepalive_timeout=KEEPALIVE_S,
         )
         await runner.setup()
-        await web.SockSite(runner, listener).start()
+        await GuardedSite(runner, listener, door).start()
         duties = [asyncio.create_task(_lead(releases, listener, followed)), asyncio.create_task(keys.follow_file())]
         stopped = asyncio.create_task(stop.wait())
         done, _ = await asyncio.wait({*duties, stopped}, return_when=asyncio.FIRST_COMPLETED)

@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from server.engine import EnginePlan, ServedModel
+from server.quota import Seats
 from server.template import is_template
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Engine:
         self._started_at = 0.0
         self.restarts = -1
         self._ended = asyncio.Event()
+        self.seats = Seats(plan.most_requests)
         self.last_output_at = 0.0  # time.monotonic(), set by whoever passes on what the engine generates
         self._session = session
         self._process: asyncio.subprocess.Process | None = None

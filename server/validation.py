@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,12 +37,27 @@ class Limits:
 def parse_body(raw: bytes) -> dict[str, Any]:
     """The request as an object; 400 otherwise."""
     try:
-        body = json.loads(raw, parse_constant=_no_constant)
+        body = json.loads(raw, parse_constant=_no_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"The body is not JSON: {error}.") from None
     if not isinstance(body, dict):
         raise ApiError(400, "The body must be a JSON object.")
     return body
+
+
+def written(body: dict[str, Any]) -> bytes:
+    """The request as an engine reads it; 400 for text that has no UTF-8, as half of a surrogate pair."""
+    try:
+        return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+    except (ValueError, RecursionError):
+        raise ApiError(400, "The body holds text that is not valid Unicode.") from None
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError("a number is too large")
+    return value
 
 
 def _no_constant(name: str) -> None:
@@ -87,10 +103,16 @@ def _check_messages(messages: Any) -> None:
     if not isinstance(messages, list) or not messages or not all(isinstance(entry, dict) for entry in messages):
         raise ApiError(400, "'messages' must be a list of at least one message.", param="messages")
     for index, message in enumerate(messages):
+        if not isinstance(message.get("role"), str):
+            raise ApiError(400, "Every message needs a 'role', which is a text.", param=f"messages[{index}].role")
         content = message.get("content")
         parts = content if isinstance(content, list) else []
-        if not all(isinstance(part, dict) and part.get("type") == "text" for part in parts):
+        if not isinstance(content, str | list | None) or not all(_is_text(part) for part in parts):
             raise ApiError(400, "This model reads text only.", param=f"messages[{index}].content")
+
+
+def _is_text(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
 def _check_tools(tools: Any) -> None:

@@ -11,6 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tools.serving_page import serving
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "benchmarks.md"
 RESULTS = ROOT / "benchmarks" / "results"
@@ -26,7 +30,8 @@ def page() -> str:
     client = json.loads((RESULTS / "client-overhead.json").read_text())
     other = json.loads((RESULTS / "guidellm-stub.json").read_text())
     kills = RESULTS / "kill-fuzz.json"
-    parts = [_demo(demo), _broken(broken), _gpu(plain, training), _plan(), _client(client), _agreement(other)]
+    parts = [_demo(demo), _broken(broken), _gpu(plain, training), _plan(), *serving(RESULTS), _client(client)]
+    parts.append(_agreement(other))
     return head + "\n".join(parts + ([_kills(json.loads(kills.read_text()))] if kills.exists() else []))
 
 

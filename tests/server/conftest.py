@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import resource
 import shutil
 import signal
 import socket
@@ -87,12 +88,14 @@ class Served:
 
 
 @contextmanager
-def serving(store: Store, *options: str, timeout_s: float = 40) -> Iterator[Served]:
-    """`server serve`, ready; ended with SIGTERM, or SIGKILL when that takes too long."""
+def serving(store: Store, *options: str, timeout_s: float = 40, most_files: int = 0) -> Iterator[Served]:
+    """`server serve`, ready; ended with SIGTERM, or SIGKILL when that takes too long. It may open `most_files`."""
     port = free_port()
     argv = [sys.executable, "-m", "server", "serve", "--store", str(store.path), "--port", str(port), *options]
     with subprocess.Popen(argv, cwd=ROOT, text=True, stderr=subprocess.PIPE) as process:
         served = Served(process, port)
+        if most_files:
+            resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (most_files, most_files))
         assert process.stderr is not None
         reader = threading.Thread(target=lambda: served.lines.extend(process.stderr or ()), daemon=True)
         reader.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import os
 import subprocess
 import sys
@@ -18,10 +19,12 @@ from server.keys import KeyRing, read_keys
 from server.llamacpp import LlamaCpp, llamacpp_environment, llamacpp_program
 from server.metrics import EngineState, RequestCounts, labelled
 from server.plan import Wish, plan_serving
+from server.quota import Seats
 from server.validation import Limits, check_request
 from server.wait import wait_until_ready
 from tests.server.conftest import ROOT, RUN_ID, free_port
 
+_UNREADABLE = "A field of the request has a type or a value that the engine cannot read."
 LIMITS = Limits(context_tokens=2048, slots=8)
 
 
@@ -105,12 +108,33 @@ def test_the_environment_names_one_key(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.name == "environment"
 
 
+def test_every_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("".join(f"user{n} key-{n}\n" for n in range(5)))
+    ring, compared = KeyRing(tmp_path / "keys"), list[int]()
+    real = hmac.compare_digest
+    monkeypatch.setattr(hmac, "compare_digest", lambda a, b: compared.append(len(a) + len(b)) or real(a, b))
+    for given in ("key-0", "key-4", "", "key-", "x" * 100_000):
+        ring.find(given)
+    assert compared == [64] * 25  # all five each time, by digests of one length
+
+
+def test_an_engine_has_so_many_seats() -> None:
+    seats = Seats(1)
+    with seats.taking(), pytest.raises(ApiError, match="wait already") as caught, seats.taking():
+        pass
+    assert (caught.value.status, caught.value.code) == (503, "server_overloaded")
+    with seats.taking():
+        pass
+
+
 @pytest.mark.parametrize(
     ("status", "body", "expected"),
     [
         (400, b'{"error":{"message":"bad field","type":"invalid_request_error"}}', (400, "bad field", None)),
         (400, b'{"error":{"message":"x","type":"exceed_context_size_error"}}', (400, "x", "context_length_exceeded")),
         (500, b'{"error":{"message":"/secret/path"}}', (502, "The engine failed.", None)),
+        (500, b'{"error":{"message":"[json.exception.type_error.302] type must be"}}', (400, _UNREADABLE, None)),
+        (500, b'{"error":{"message":"Failed to parse messages: Missing"}}', (400, _UNREADABLE, None)),
         (503, b"", (503, "The model is loading.", None)),
         (400, b"<html>", (400, "The engine refused the request without a reason.", None)),
         (400, b'{"error":"text"}', (400, "The engine refused the request without a reason.", None)),
