@@ -45,6 +45,7 @@ def fork(work: Callable[[], object]) -> int:
 def finish(work: Callable[[], object]) -> NoReturn:
     """Run `work` as a whole program would run, and end this process."""
     code = 1
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", 1, closefd=False) for number in (1, 2))  # a test runner took them
     try:
         work()
         code = 0
@@ -100,7 +101,6 @@ def _program(argv: list[str], streams: list[int]) -> None:
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
     sys.stdin = os.fdopen(0, closefd=False)
-    sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
     if argv[1] == "-m":
         sys.argv = argv[2:]
         runpy.run_module(argv[2], run_name="__main__", alter_sys=True)

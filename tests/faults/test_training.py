@@ -155,7 +155,7 @@ def test_a_reader_sees_a_whole_run_or_none_while_it_is_published(wish: TrainConf
                 return
 
     reader = threading.Thread(target=read)
-    go(wish, tmp_path, Said({"publish": reader.start}))
+    go(wish, tmp_path, Said({"publish: ": reader.start}))
     deadline = time.monotonic() + 30
     while 1 not in seen and not faults and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -217,7 +217,7 @@ def test_a_signal_leaves_a_checkpoint_and_its_own_exit_code(
 
 
 def test_a_loss_that_explodes_stops_with_the_last_good_checkpoint(wish: TrainConfig, tmp_path: Path) -> None:
-    steps = wish.training.model_copy(update={"learning_rate": 1.0, "warmup_steps": 6, "max_steps": 200})
+    steps = wish.training.model_copy(update={"learning_rate": 1.0, "warmup_steps": 6, "max_steps": 60})
     with pytest.raises(
         Diverged, match=r"and grows.*the lowest was.*Lower training.learning_rate.*last good checkpoint"
     ):
