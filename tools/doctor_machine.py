@@ -78,8 +78,8 @@ def _normal(name: str) -> str:
 
 def cuda_of_images() -> dict[str, str]:
     """CUDA's version in each image that uses a GPU, from what the images are built of."""
-    lock = (ROOT / "requirements" / "trainer-cuda.lock").read_text()
-    llamacpp = (ROOT / "docker" / "server-llamacpp.Dockerfile").read_text()
+    lock = _text(str(ROOT / "requirements" / "trainer-cuda.lock"))  # a bundle has the images and not their sources
+    llamacpp = _text(str(ROOT / "docker" / "server-llamacpp.Dockerfile"))
     found = {
         "trainer": re.search(r"^nvidia-cuda-runtime==([0-9.]+)$", lock, re.MULTILINE),
         "server-llamacpp": re.search(r"^ARG CUDA_IMAGE=\S*?:([0-9.]+)", llamacpp, re.MULTILINE),

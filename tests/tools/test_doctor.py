@@ -62,6 +62,12 @@ def test_an_old_driver_is_named_with_every_image_that_it_cannot_run(
     assert "580" in checks.gpu().remedy
 
 
+def test_a_bundle_without_sources_still_checks_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(tmp_path, "nvidia-smi", PROGRAMS["old driver"], monkeypatch)
+    monkeypatch.setattr(checks, "ROOT", tmp_path)
+    assert checks.gpu().status == "failure"
+
+
 def test_an_old_compose_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(tmp_path, "docker", "echo 2.17.3", monkeypatch)
     assert (checks.compose().status, "2.20" in checks.compose().remedy) == ("failure", True)
