@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""How long a question set takes at several concurrencies on the kit's server, and whether the answers stay the same.
+"""How long a question set takes at several concurrencies on the kit's server.
 
-usage: benchmarks/eval_concurrency.py [--store models] [--run current] [--levels 1,2,4,8,16,32] [--questions N] [--out FILE]
+usage: benchmarks/eval_concurrency.py [--store models] [--run current] [--levels 1,2,4,8,16,32] [--questions N]
+       [--out FILE]
 
-To be run in the clients' environment. Every round has a system prompt of its own length and words, so that no round
-finds another's prompts in the engine's cache.
+To be run in the clients' environment. Every round has a system prompt of its own, so that no round finds another's
+prompts in the engine's cache.
 """
 
 from __future__ import annotations

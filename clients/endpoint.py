@@ -66,18 +66,27 @@ def _key_from_file() -> str:
 
 
 async def model_names(endpoint: Endpoint) -> list[str]:
-    """What the endpoint lists. Raises UserError when it cannot be reached or refuses the key."""
+    """What the endpoint lists, with the aliases that llama.cpp adds to a model.
+
+    Raises UserError when it cannot be reached or refuses the key.
+    """
     import openai
 
     try:
         async with endpoint.client(10) as client:
-            return [model.id async for model in client.models.list()]
+            models = [model async for model in client.models.list()]
     except openai.APIConnectionError:
         raise UserError(f"Nothing answers at {endpoint.url}. Start a server with `make serve`, or set URL=…") from None
     except openai.AuthenticationError:
         raise UserError(f"{endpoint.url} refuses the API key. Set TUNESHIP_API_KEY or --api-key.") from None
     except openai.APIError as error:
         raise UserError(f"{endpoint.url} is no OpenAI-compatible endpoint: {error}.") from None
+    return list(dict.fromkeys(name for model in models for name in (model.id, *_aliases(model))))
+
+
+def _aliases(model: Any) -> list[str]:
+    found = getattr(model, "aliases", None)
+    return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
 
 
 def refuse_unknown(wanted: list[str], there: list[str], url: str) -> None:

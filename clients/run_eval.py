@@ -80,7 +80,7 @@ async def run_eval(endpoint: Endpoint, wish: EvalWish) -> EvalOutcome:
 
 async def _options(endpoint: Endpoint, config: EvalConfig) -> AskOptions:
     """With as many requests at once as the server answers at once, where the user left it open: fewer leave slots
-    empty, more only wait (docs/benchmarks.md).
+    empty, more only wait.
     """
     options = config.ask_options()
     if options.concurrency:

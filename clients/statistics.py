@@ -92,7 +92,7 @@ def _bootstrap(values: Sequence[float], ends: tuple[float, float]) -> tuple[floa
 
 
 def _resampled(distinct: tuple[float, ...], weights: tuple[float, ...]) -> tuple[float, float]:
-    """95% interval of the mean of resamples of `distinct` values, which occurred `weights` times; the same each time."""
+    """95% interval of the mean of resamples of the `distinct` values, which occurred `weights` times."""
     import numpy as np
 
     total = round(sum(weights))

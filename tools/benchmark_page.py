@@ -25,7 +25,9 @@ def page() -> str:
     training = json.loads((RESULTS / "gpu-phi3-training.json").read_text())
     client = json.loads((RESULTS / "client-overhead.json").read_text())
     other = json.loads((RESULTS / "guidellm-stub.json").read_text())
-    return head + "\n".join([_demo(demo), _broken(broken), _gpu(plain, training), _client(client), _agreement(other)])
+    parts = [_demo(demo), _broken(broken), _gpu(plain, training), _client(client), _agreement(other)]
+    levels = RESULTS / "eval-concurrency.json"
+    return head + "\n".join([*parts, *([_levels(json.loads(levels.read_text()))] if levels.exists() else [])])
 
 
 def _broken(result: dict[str, Any]) -> str:
@@ -115,6 +117,26 @@ def _agreement(result: dict[str, Any]) -> str:
 
 | streams | figure | guidellm | bench | off |
 |---|---|---|---|---|
+{chr(10).join(lines)}
+"""
+
+
+def _levels(result: dict[str, Any]) -> str:
+    """How long a question set takes at several concurrencies."""
+    lines = [
+        f"| {row['concurrency']} | {row['seconds']} | {row['output_tokens_per_s']} | {row['ttft_ms_p50']} |"
+        for row in result["rows"]
+    ]
+    server = result["server"]
+    return f"""## A question set at several concurrencies
+
+`{result["command"]}`, {result["date"]}: {result["hardware"]["processors"]} processors,
+{server["engine"]} with {server["slots"]} slots for each model, {server["quantization"]};
+{result["questions"]} questions to base, then to tuned, medians of {result["rounds"]} rounds, load average before it
+{result["hardware"]["load_before"]:.1f}.
+
+| requests at once | seconds | output tokens/s | TTFT, median, ms |
+|---|---|---|---|
 {chr(10).join(lines)}
 """
 
