@@ -70,16 +70,17 @@ def theirs(command: str, tokenizer: str, url: str, model: str, streams: int, req
 def compared(wish: argparse.Namespace, url: str, model: str, streams: int) -> dict[str, Any]:
     """Medians over the rounds, and how far ours is off theirs. Both send prompts of as many tokens."""
     rounds: dict[str, list[dict[str, float]]] = {"bench": [], "guidellm": []}
-    requests = max(10, 4 * streams)
+    requests = max(24, 8 * streams)
     for _ in range(wish.rounds):
         rounds["guidellm"].append(theirs(wish.guidellm, wish.tokenizer, url, model, streams, requests))
         prompt_tokens = round(rounds["guidellm"][-1]["prompt_token_count"])
         rounds["bench"].append(ours(url, model, streams, requests, prompt_tokens))
     row: dict[str, Any] = {"streams": streams, "rounds": wish.rounds, "requests": requests}
-    row["prompt_tokens"] = prompt_tokens
+    row |= {"prompt_tokens": prompt_tokens, "load_average": round(os.getloadavg()[0], 1)}
     for name in METRICS:
         us, them = (statistics.median(one[name] for one in rounds[tool]) for tool in ("bench", "guidellm"))
         row[name] = {"bench": round(us, 3), "guidellm": round(them, 3), "off": round(us / them - 1, 4)}
+    print(json.dumps(row), file=sys.stderr, flush=True)
     return row
 
 
@@ -90,7 +91,7 @@ def main() -> None:
     parser.add_argument("--url")
     parser.add_argument("--model", default="stub")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--streams", default="1,4")
+    parser.add_argument("--streams", default="1,4,8")
     parser.add_argument("--out", type=Path)
     wish = parser.parse_args()
     version = subprocess.check_output([wish.guidellm, "--version"], text=True).split()[-1]

@@ -27,10 +27,10 @@ class Stub:
         """One connection, any number of requests."""
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
-                began = time.perf_counter()
                 path = head.split(b" ", 2)[1].decode()
                 length = [int(x.split(b":")[1]) for x in head.lower().split(b"\r\n") if x.startswith(b"content-length")]
                 body = await reader.readexactly(length[0]) if length else b""
+                began = time.perf_counter()  # no engine can begin before it has the whole request
                 if path.endswith("/chat/completions"):
                     await self._stream(writer, json.loads(body), began)
                 else:

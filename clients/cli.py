@@ -39,7 +39,7 @@ def main() -> None:
 @click.option("--temperature", type=float, help="[default: 0, greedy]")
 @click.option("--seed", type=int, help="[default: 3407]")
 @click.option("--stop", multiple=True, help="A text that ends an answer; up to four.")
-@click.option("--concurrency", type=int, help="Requests at once.  [default: 8]")
+@click.option("--concurrency", type=int, help="Requests at once.  [default: the server's slots, else 8]")
 @click.option("--attempts", type=int, help="A request that fails so often counts as failed.  [default: 4]")
 @click.option("--timeout-s", type=float, help="[default: 120]")
 @click.option("--gate", is_flag=True, help="Exit 1 when tuned is worse in a category, or one was not measured.")

@@ -15,6 +15,8 @@ from clients.cli_options import as_json, endpoint_options, store
 if TYPE_CHECKING:
     from clients.bench_figures import Slo
 
+MOST = 1000  # connections that the openai client opens at once
+
 
 @click.command()
 @endpoint_options
@@ -65,10 +67,10 @@ def _numbers(option: str, text: str, whole: bool) -> tuple[float, ...]:
 
     try:
         values = tuple((int if whole else float)(part) for part in text.split(",") if part.strip())
-        if any(not 0 < value < 1e6 for value in values):
+        if any(not 0 < value <= MOST for value in values):
             raise ValueError
     except ValueError:
-        kind = "whole numbers from 1" if whole else "numbers above 0"
+        kind = f"whole numbers from 1 to {MOST}" if whole else f"numbers above 0, up to {MOST},"
         raise UserError(f"{option} {text!r}: {kind} separated by commas are expected.") from None
     return values
 

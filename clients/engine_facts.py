@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import urllib.request
 
@@ -17,6 +18,32 @@ async def model_memory(endpoint: Endpoint, model: str) -> float | None:
         return memory_bytes(await asyncio.to_thread(_metrics, endpoint), model)
     except (OSError, ValueError):
         return None
+
+
+async def slots(endpoint: Endpoint) -> int | None:
+    """How many streams a model of the server answers at once: our server says so in its metrics and a bare llama.cpp in
+    /props; None where the server does not say.
+    """
+    for path, read in (("/metrics", slots_of_metrics), ("/props", slots_of_props)):
+        try:
+            if found := read(await asyncio.to_thread(_fetched, endpoint, path)):
+                return found
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+def slots_of_metrics(text: str) -> int | None:
+    """The fewest of any model."""
+    found = [float(value) for value in re.findall(r"^tuneship_slots(?:\{[^}]*\})? (\S+)$", text, re.MULTILINE)]
+    return int(min(found)) if found else None
+
+
+def slots_of_props(text: str) -> int | None:
+    """llama.cpp's own figure."""
+    props = json.loads(text)
+    found = props.get("total_slots") if isinstance(props, dict) else None
+    return found if isinstance(found, int) and found > 0 else None
 
 
 async def engine_name(endpoint: Endpoint) -> str | None:
@@ -34,8 +61,12 @@ def named_by(text: str) -> str | None:
 
 
 def _metrics(endpoint: Endpoint) -> str:
+    return _fetched(endpoint, "/metrics")
+
+
+def _fetched(endpoint: Endpoint, path: str) -> str:
     root = endpoint.url.rstrip("/").removesuffix("/v1")
-    request = urllib.request.Request(f"{root}/metrics", headers={"Authorization": f"Bearer {endpoint.key}"})  # noqa: S310
+    request = urllib.request.Request(root + path, headers={"Authorization": f"Bearer {endpoint.key}"})  # noqa: S310
     with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310  the user's own endpoint
         return str(answer.read().decode("utf-8"))
 

@@ -26,7 +26,7 @@ class EvalConfig(BaseModel):
     temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy")
     seed: int = Field(3407, ge=0, le=2**31, description="sample n is drawn with seed + n")
     stop: tuple[str, ...] = Field((), max_length=4, description="texts that end an answer")
-    concurrency: int = Field(8, ge=1, le=1024, description="requests at once")
+    concurrency: int = Field(0, ge=0, le=1024, description="requests at once; 0: as the server's slots, else 8")
     attempts: int = Field(4, ge=1, le=20, description="a request that fails so often counts as failed")
     timeout_s: float = Field(120.0, gt=0, le=86400, description="for the next piece of a stream")
     gate_level: float = Field(0.05, gt=0, lt=0.5, description="highest rate of false alarms of the gate")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from statistics import fmean, median
 from typing import Any
 
@@ -28,7 +29,7 @@ class Scored:
         """The scores of the answers that came."""
         return [one for one in self.scores if one]
 
-    @property
+    @cached_property
     def rate(self) -> float | None:
         """Share of right answers among those that came; None where none came."""
         return fmean(one.strict for one in self.known) if self.known else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 
 _UNITS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
@@ -22,6 +23,7 @@ _HAN_NUMBER = re.compile(
 )
 
 
+@lru_cache(maxsize=512)  # an answer is compared with many wordings
 def normalise(text: str) -> str:
     """NFKC, case-folded, typographic quotes and dashes plain, spaces single, numbers written as digits.
 

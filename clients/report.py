@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from clients.report_markdown import markdown
 from clients.report_text import TEXT
 from clients.statistics import Comparison
-from clients.verdicts import conclusion
+from clients.verdicts import conclusion, p_text
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -46,7 +46,7 @@ def environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     made = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    made.filters |= {"percent": _percent, "number": _number, "signed": _signed, "segments": segments}
+    made.filters |= {"percent": _percent, "number": _number, "signed": _signed, "segments": segments, "p": p_text}
     made.globals |= {"t": text, "words": TEXT, "called": called}
     return made
 

@@ -7,16 +7,16 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from clients import provenance
 from clients.answers import Answer
-from clients.ask import ask_all
+from clients.ask import AskOptions, ask_all
 from clients.document import document
 from clients.endpoint import Endpoint, model_names, refuse_unknown, served_run
-from clients.engine_facts import engine_name
+from clients.engine_facts import engine_name, slots
 from clients.eval_config import EvalConfig
 from clients.evaluate import gate, scored, summarise
 from clients.extras import with_extras
@@ -27,6 +27,8 @@ from clients.report_markdown import markdown
 from modelstore import UserError
 
 RESULTS = "results.jsonl"
+CONCURRENCY = 8  # where the server does not say how many streams it answers at once
+MOST_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,13 @@ async def run_eval(endpoint: Endpoint, wish: EvalWish) -> EvalOutcome:
     folder = wish.out or report_folder(wish.store, run_id)
     _open_folder(folder, _what_is_asked(wish, endpoint))
     print(f"answers go to {folder}; if interrupted, go on with --out {folder}", file=sys.stderr)
-    answers = await _ask(endpoint, wish.config, questions, folder / RESULTS)
+    options = await _options(endpoint, wish.config)
+    answers = await _ask(endpoint, wish.config.models, questions, options, folder / RESULTS)
     rows = {model: scored(questions, given) for model, given in answers.items()}
     summary = summarise(rows)
     judged = gate(summary, wish.config.gate_level)
     asked = _what_is_asked(wish, endpoint) | {
-        "concurrency": wish.config.concurrency,
+        "concurrency": options.concurrency,
         "engine": await engine_name(endpoint),
         "builds": sorted({answer.engine for given in answers.values() for answer in given if answer.engine}),
     }
@@ -75,14 +78,22 @@ async def run_eval(endpoint: Endpoint, wish: EvalWish) -> EvalOutcome:
     return EvalOutcome(summary, judged, run_id, folder / "report.html", text)
 
 
-async def _ask(
-    endpoint: Endpoint, config: EvalConfig, questions: Sequence[Question], results: Path
-) -> dict[str, list[Answer]]:
+async def _options(endpoint: Endpoint, config: EvalConfig) -> AskOptions:
+    """With as many requests at once as the server answers at once, where the user left it open: fewer leave slots
+    empty, more only wait.
+    """
     options = config.ask_options()
-    with _progress(len(config.models) * len(questions) * options.samples) as on_answer:
-        return {
-            model: await ask_all(endpoint, model, questions, options, results, on_answer) for model in config.models
-        }
+    if options.concurrency:
+        return options
+    found = await slots(endpoint)
+    return replace(options, concurrency=min(found or CONCURRENCY, MOST_AT_ONCE))
+
+
+async def _ask(
+    endpoint: Endpoint, models: Sequence[str], questions: Sequence[Question], options: AskOptions, results: Path
+) -> dict[str, list[Answer]]:
+    with _progress(len(models) * len(questions) * options.samples) as on_answer:
+        return {model: await ask_all(endpoint, model, questions, options, results, on_answer) for model in models}
 
 
 def _what_is_asked(wish: EvalWish, endpoint: Endpoint) -> dict[str, Any]:

@@ -88,22 +88,28 @@ def _bootstrap(values: Sequence[float], ends: tuple[float, float]) -> tuple[floa
     weights = counts.astype(float)
     for end in ends:
         weights[np.searchsorted(distinct, end)] -= 0.5
-    draws = np.random.default_rng(SEED).multinomial(len(values) + 1, weights / weights.sum(), RESAMPLES)
-    low, high = np.quantile(draws @ distinct / (len(values) + 1), [LEVEL / 2, 1 - LEVEL / 2])
+    return _resampled(tuple(distinct.tolist()), tuple(weights.tolist()))
+
+
+def _resampled(distinct: tuple[float, ...], weights: tuple[float, ...]) -> tuple[float, float]:
+    """95% interval of the mean of resamples of the `distinct` values, which occurred `weights` times."""
+    import numpy as np
+
+    total = round(sum(weights))
+    draws = np.random.default_rng(SEED).multinomial(total, np.asarray(weights) / total, RESAMPLES)
+    low, high = np.quantile(draws @ np.asarray(distinct) / total, [LEVEL / 2, 1 - LEVEL / 2])
     return float(low), float(high)
 
 
 def _sign_flip(differences: np.ndarray, better: int, worse: int) -> tuple[float, float]:
     """Two-sided p-value, and the one-sided one of being worse."""
     import numpy as np
-    from scipy.stats import binomtest, permutation_test
+    from scipy.stats import permutation_test
 
     if not better + worse:
         return 1.0, 1.0
     if np.isin(differences, (-1.0, 0.0, 1.0)).all():
-        tests = (binomtest(better, better + worse, alternative=kind) for kind in ("two-sided", "less"))
-        two_sided, less = (float(test.pvalue) for test in tests)
-        return two_sided, less
+        return _mcnemar(better, worse)
     pairs = (differences[differences != 0],)
     found = (
         permutation_test(
@@ -112,6 +118,15 @@ def _sign_flip(differences: np.ndarray, better: int, worse: int) -> tuple[float,
         for kind in ("two-sided", "less")
     )
     two_sided, less = (float(test.pvalue) for test in found)
+    return two_sided, less
+
+
+def _mcnemar(better: int, worse: int) -> tuple[float, float]:
+    """The exact test of discordant pairs: two-sided, and one-sided for being worse."""
+    from scipy.stats import binomtest
+
+    tests = (binomtest(better, better + worse, alternative=kind) for kind in ("two-sided", "less"))
+    two_sided, less = (float(test.pvalue) for test in tests)
     return two_sided, less
 
 

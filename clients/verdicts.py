@@ -24,7 +24,7 @@ def _english(found: Comparison, name: str) -> str:
     points = (
         f"{100 * abs(found.difference):.1f} points (95% interval {100 * found.low:+.1f} to {100 * found.high:+.1f})"
     )
-    proof = f"on {found.questions} paired questions, {_test(found)} {_p(found.p_value)}"
+    proof = f"on {found.questions} paired questions, {_test(found)} {p_text(found.p_value)}"
     word = conclusion(found, found.p_value)
     if word != "unclear":
         return f"The {name} model is {word} than the base model by {points} {proof}."
@@ -40,7 +40,7 @@ def _chinese(found: Comparison, name: str) -> str:
     who = "微调模型" if name == "tuned" else f"模型 {name} "
     points = f"{100 * abs(found.difference):.1f} 个百分点（95% 区间 {100 * found.low:+.1f} 至 {100 * found.high:+.1f}）"
     test = "精确 McNemar 检验" if _test(found) == "exact McNemar" else "置换检验"
-    proof = f"{found.questions} 道配对题目，{test} {_p(found.p_value)}"
+    proof = f"{found.questions} 道配对题目，{test} {p_text(found.p_value)}"
     word = conclusion(found, found.p_value)
     if word != "unclear":
         return f"{who}比基础模型{'好' if word == 'better' else '差'} {points}；{proof}。"
@@ -58,5 +58,6 @@ def _more(found: Comparison) -> int:
     return max(0, needed_questions(found) - found.questions)
 
 
-def _p(value: float) -> str:
+def p_text(value: float) -> str:
+    """A p-value as it is written."""
     return "p < 0.0001" if value < 0.0001 else f"p = {value:.4f}"

@@ -138,7 +138,7 @@ class Gateway:
         engines = self._releases.engines
         texts = await asyncio.gather(*(engine.metrics(METRICS_TIMEOUT_S) for engine in engines))
         states = [EngineState.of(engine, text) for engine, text in zip(engines, texts, strict=True)]
-        own = self._counts.text(states, self._releases.switches)
+        own = self._counts.text(states, self._releases.switches, self._limits.slots)
         return web.Response(text=labelled(states) + own, content_type="text/plain", charset="utf-8")
 
     async def _pass_on(self, request: web.Request) -> web.StreamResponse:

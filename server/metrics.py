@@ -81,8 +81,8 @@ class RequestCounts:
         self._requests[model, run_id, status] += 1
         self._seconds[model, run_id] += seconds
 
-    def text(self, engines: Sequence[EngineState], switches: Mapping[str, int]) -> str:
-        """All of the endpoint's own families."""
+    def text(self, engines: Sequence[EngineState], switches: Mapping[str, int], slots: int) -> str:
+        """All of the endpoint's own families. `slots`: streams that each engine answers at once."""
         requests = [
             (f'model="{model}",run="{run}",code="{code}"', n)
             for (model, run, code), n in sorted(self._requests.items())
@@ -92,6 +92,7 @@ class RequestCounts:
             _family("tuneship_requests_total", "counter", "Requests answered.", requests),
             _family("tuneship_request_seconds_total", "counter", "Seconds spent on requests.", seconds),
             _family("tuneship_ready", "gauge", "Whether it generates.", [(e.labels, int(e.is_ready)) for e in engines]),
+            _family("tuneship_slots", "gauge", "Streams it answers at once.", [(e.labels, slots) for e in engines]),
             _family("tuneship_restarts_total", "counter", "Restarts.", [(e.labels, e.restarts) for e in engines]),
             _family(
                 "tuneship_switches_total",

@@ -14,6 +14,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tools.serving_page import serving
+from tools.trust_page import trust
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -29,62 +30,10 @@ def page() -> str:
     training = json.loads((RESULTS / "gpu-phi3-training.json").read_text())
     client = json.loads((RESULTS / "client-overhead.json").read_text())
     other = json.loads((RESULTS / "guidellm-stub.json").read_text())
-    kills = RESULTS / "kill-fuzz.json"
-    parts = [_demo(demo), _broken(broken), _gpu(plain, training), _plan(), *serving(RESULTS), _client(client)]
-    parts.append(_agreement(other))
-    return head + "\n".join(parts + ([_kills(json.loads(kills.read_text()))] if kills.exists() else []))
-
-
-def _kills(result: dict[str, Any]) -> str:
-    """The random kills by the phase that they hit."""
-    lost = "\n".join(f"- {fault}" for fault in result["faults"]) or "Nothing was lost."
-    rows = "\n".join(f"| {phase} | {count} |" for phase, count in result["by_phase"].items())
-    return f"""## Kills at random moments
-
-`{result["command"]}`, {result["seconds"]} s
-([what is done](reliability.md#kills-at-random-moments)): {result["moments"]} kills over {result["trainings_published"]}
-trainings; {result["starts_that_continued"]} of the killed starts had continued an earlier one.
-{lost}
-
-| phase | kills |
-|---|---|
-{rows}
-"""
-
-
-def _plan() -> str:
-    """Predicted against seen peaks; what was not measured is said."""
-    recorded = json.loads((RESULTS / "plan-gpu-recorded.json").read_text())
-    cpu = RESULTS / "plan-cpu.json"
-    measured = json.loads(cpu.read_text()) if cpu.exists() else None
-    if measured:
-        said = (
-            f"On a processor: `{measured['command']}`, {measured['date']}, {measured['hardware']['processor']}, torch "
-            f"{measured['packages']['torch']}; largest difference {measured['largest_off']:.1%} (goal: 15%).\n\n"
-            f"{_peaks(measured['results'])}"
-        )
-    else:
-        said = "On a processor the script was not run yet: `python -m benchmarks.plan_memory --out RESULT`."
-    return f"""## Predicted against seen peak memory
-
-[planning.md](planning.md) says how peaks are predicted. The three peaks that an H100 showed (Phi-3-mini's architecture,
-4 bits, batch 4, 2048 tokens), against a prediction whose constants were chosen knowing them. More configurations on a
-GPU were not measured yet; the goal there is 10% over six.
-
-{_peaks(recorded["results"])}
-
-{said}
-"""
-
-
-def _peaks(rows: list[dict[str, Any]]) -> str:
-    lines = [
-        f"| {row['case']} | {row['predicted_bytes'] / 2**30:.2f} GiB | {row['peak_bytes'] / 2**30:.2f} GiB "
-        f"| {row['off']:+.1%} |"
-        for row in rows
-        if "off" in row
-    ]
-    return "\n".join(["| configuration | predicted | seen | off |", "|---|---|---|---|", *lines])
+    parts = [_demo(demo), _broken(broken), _gpu(plain, training), *trust(RESULTS), *serving(RESULTS)]
+    parts += [_client(client), _agreement(other)]
+    levels = RESULTS / "eval-concurrency.json"
+    return head + "\n".join([*parts, *([_levels(json.loads(levels.read_text()))] if levels.exists() else [])])
 
 
 def _broken(result: dict[str, Any]) -> str:
@@ -174,6 +123,26 @@ def _agreement(result: dict[str, Any]) -> str:
 
 | streams | figure | guidellm | bench | off |
 |---|---|---|---|---|
+{chr(10).join(lines)}
+"""
+
+
+def _levels(result: dict[str, Any]) -> str:
+    """How long a question set takes at several concurrencies."""
+    lines = [
+        f"| {row['concurrency']} | {row['seconds']} | {row['output_tokens_per_s']} | {row['ttft_ms_p50']} |"
+        for row in result["rows"]
+    ]
+    server = result["server"]
+    return f"""## A question set at several concurrencies
+
+`{result["command"]}`, {result["date"]}: {result["hardware"]["processors"]} processors,
+{server["engine"]} with {server["slots"]} slots for each model, {server["quantization"]};
+{result["questions"]} questions to base, then to tuned, medians of {result["rounds"]} rounds, load average before it
+{result["hardware"]["load_before"]:.1f}.
+
+| requests at once | seconds | output tokens/s | TTFT, median, ms |
+|---|---|---|---|
 {chr(10).join(lines)}
 """
 

@@ -18,7 +18,7 @@ from clients.bench_figures import Slo, percentile, row, table
 from clients.bench_file import newest_bench
 from clients.cli import main
 from clients.endpoint import Endpoint
-from clients.engine_facts import memory_bytes, named_by
+from clients.engine_facts import memory_bytes, named_by, slots_of_metrics, slots_of_props
 from clients.load import Load, Timing
 from modelstore import UserError
 
@@ -39,7 +39,7 @@ def test_closed_and_open_loops_measure_what_the_engine_does(stub: str) -> None:
     one, four, rate = asyncio.run(run_bench(Endpoint(stub), wish))
     for found in (one, four, rate):
         assert (found["completed"], found["failed"], found["errors"]) == (8, 0, {})
-        assert 59 < found["ttft_ms_p50"] < 120 and 9 < found["itl_ms_mean"] < 15 and 9 < found["tpot_ms_p50"] < 15
+        assert 45 < found["ttft_ms_p50"] < 300 and 9 < found["itl_ms_mean"] < 15 and 9 < found["tpot_ms_p50"] < 15
         assert found["prompt_tokens_mean"] == pytest.approx(40, abs=2) and found["output_tokens_mean"] == 10
         assert found["goodput_requests_per_s"] == 0 and found["good_share"] == 0 and found["memory"] is None
     assert four["output_tokens_per_s"] > 2 * one["output_tokens_per_s"]
@@ -96,6 +96,13 @@ def test_the_engine_is_told_by_its_metrics() -> None:
     assert named_by("llamacpp:requests_processing 0\n") == "llama.cpp" and named_by("x 1\n") is None
 
 
+def test_the_slots_are_read_from_what_the_server_says() -> None:
+    assert slots_of_metrics('tuneship_slots{model="tuned",run="r"} 8\ntuneship_slots{model="base",run="b"} 4\n') == 4
+    assert slots_of_metrics("other 3\n") is None
+    assert slots_of_props('{"total_slots": 6}') == 6
+    assert slots_of_props('{"total_slots": "x"}') is None and slots_of_props("[]") is None
+
+
 def test_the_command_writes_its_file(stub: str, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "bench.json"
     argv = ["bench", "--url", stub, "--model", "stub", "--streams", "2", "--requests", "2", "--prompt-tokens", "20"]
@@ -111,6 +118,7 @@ def test_the_command_writes_its_file(stub: str, tmp_path: Path) -> None:
     ("option", "value", "part"),
     [
         ("--streams", "0", "whole numbers"),
+        ("--streams", "1001", "to 1000"),
         ("--rate", "x", "above 0"),
         ("--slo", "ttft", "ttft=MS"),
         ("--slo", "a=1", ""),

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import cache
+
 import numpy as np
 import pytest
 
-from clients import statistics
+from clients import evaluate, statistics
 from clients.evaluate import Scored, gate, summarise
 from clients.questions import Question
 from clients.scorers import Score
 from clients.statistics import Comparison, compare, holm, mean_interval, share_interval, wilson
 from clients.verdicts import verdict
+
+
+@pytest.fixture
+def remembered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Equal counts give equal intervals and p-values, so 2,000 evaluations need few of them computed."""
+    for name in ("wilson", "_resampled", "_mcnemar"):
+        monkeypatch.setattr(statistics, name, cache(getattr(statistics, name)))
+    yield
 
 
 def test_wilson_against_published_values() -> None:
@@ -20,33 +31,38 @@ def test_wilson_against_published_values() -> None:
         wilson(0, 0)
 
 
+@pytest.mark.usefixtures("remembered")
 def test_wilson_covers_the_truth() -> None:
     rng = np.random.default_rng(1)
     covered = []
     for right in rng.binomial(120, 0.8, 2000):
-        low, high = wilson(int(right), 120)
+        low, high = statistics.wilson(int(right), 120)
         covered.append(low <= 0.8 <= high)
     assert 0.93 <= np.mean(covered) <= 0.97
 
 
+@pytest.mark.usefixtures("remembered")
 @pytest.mark.parametrize(
-    ("questions", "shares", "difference"),
-    [  # shares of questions that both answer, only tuned, only base, none
-        (120, (0.3, 0.4, 0.1, 0.2), 0.3),
-        (48, (0.05, 0.88, 0.0, 0.07), 0.88),
-        (48, (0.6, 0.1, 0.1, 0.2), 0.0),
+    ("questions", "shares"),
+    [  # shares of questions that both answer, only tuned, only base, none: on average
+        (120, (0.3, 0.4, 0.1, 0.2)),
+        (48, (0.05, 0.8, 0.01, 0.14)),
+        (48, (0.6, 0.1, 0.1, 0.2)),
     ],
 )
 def test_the_paired_bootstrap_covers_the_truth(
-    monkeypatch: pytest.MonkeyPatch, questions: int, shares: tuple[float, ...], difference: float
+    monkeypatch: pytest.MonkeyPatch, questions: int, shares: tuple[float, ...]
 ) -> None:
+    """Each evaluation has a truth of its own: with so few questions the differences that can be seen lie on a grid, and
+    for one fixed truth the coverage depends on where the grid happens to lie (94 to 97.5%).
+    """
     monkeypatch.setattr(statistics, "RESAMPLES", 2000)
     rng = np.random.default_rng(2)
     covered = []
-    for _ in range(2000):
-        kind = rng.choice(4, questions, p=shares)
+    for truth in rng.dirichlet(40 * np.array(shares), 2000):
+        kind = rng.choice(4, questions, p=truth)
         found = compare((kind == 0) | (kind == 2), kind <= 1)
-        covered.append(found.low - 1e-9 <= difference <= found.high + 1e-9)
+        covered.append(found.low <= truth[1] - truth[2] <= found.high)
     assert 0.93 <= np.mean(covered) <= 0.97
 
 
@@ -70,6 +86,7 @@ def test_twenty_wins_of_twenty_leave_doubt() -> None:
         mean_interval([], 1, 5)
 
 
+@pytest.mark.usefixtures("remembered")
 def test_mcnemar_raises_at_most_the_stated_false_alarms(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(statistics, "RESAMPLES", 10)
     rng = np.random.default_rng(3)
@@ -80,22 +97,25 @@ def test_mcnemar_raises_at_most_the_stated_false_alarms(monkeypatch: pytest.Monk
     assert alarms / 2000 <= 0.05
 
 
+QUESTIONS = [Question(str(n), "abc"[n // 40], "?", "a", ()) for n in range(120)]
+ANSWERS = [[Scored(row, (), (Score(right, 1.0, (), ()),)) for right in (False, True)] for row in QUESTIONS]
+
+
 def answered(rights: np.ndarray) -> list[Scored]:
     """Scored answers to 40 questions in each of three categories."""
-    return [
-        Scored(Question(str(n), "abc"[n // 40], "?", "a", ()), (), (Score(bool(right), 1.0, (), ()),))
-        for n, right in enumerate(rights)
-    ]
+    return [pair[int(right)] for pair, right in zip(ANSWERS, rights, strict=True)]
 
 
+@pytest.mark.usefixtures("remembered")
 def test_the_gate_raises_at_most_the_stated_false_alarms(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statistics, "RESAMPLES", 2)
+    monkeypatch.setattr(statistics, "RESAMPLES", 2)  # the gate looks at neither intervals nor figures
+    monkeypatch.setattr(evaluate, "figures", lambda _: {"failed": 0})
     rng = np.random.default_rng(5)
     alarms = 0
-    for _ in range(600):  # no difference: 25% only tuned, 25% only base
+    for _ in range(1000):  # no difference: 25% only tuned, 25% only base
         kind = rng.choice(3, 120, p=[0.5, 0.25, 0.25])
         alarms += not gate(summarise({"base": answered(kind == 1), "tuned": answered(kind == 2)}), 0.1)["passed"]
-    assert 0.02 <= alarms / 600 <= 0.1
+    assert 0.02 <= alarms / 1000 <= 0.1
 
 
 def test_the_gate_sees_one_bad_category() -> None:

@@ -196,12 +196,13 @@ def test_counts_by_model_run_and_status() -> None:
     counts = RequestCounts()
     counts.add("tuned", "r", 200, 0.25)
     counts.add("tuned", "r", 200, 0.25)
-    text = counts.text([state("tuned", "", restarts=2)], {"done": 3})
+    text = counts.text([state("tuned", "", restarts=2)], {"done": 3}, 8)
     assert 'tuneship_requests_total{model="tuned",run="r",code="200"} 2\n' in text
     assert 'tuneship_request_seconds_total{model="tuned",run="r"} 0.5\n' in text
     assert 'tuneship_restarts_total{model="tuned",run="r"} 2\n' in text
     assert 'tuneship_requests_running{model="tuned",run="r"} 2\n' in text
     assert 'tuneship_switches_total{result="done"} 3\n' in text
+    assert 'tuneship_slots{model="tuned",run="r"} 8\n' in text
 
 
 def test_the_documented_options_are_the_real_ones() -> None:
