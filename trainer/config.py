@@ -25,7 +25,7 @@ class ModelConfig(_Section):
 
     base: str = Field(min_length=3, description="hub:REPO@REVISION, modelscope:REPO, package:NAME or a local folder")
     weights: Literal["4bit", "bf16", "fp16", "fp32"] = Field(
-        default="bf16", description="precision of the frozen base weights"
+        default="bf16", description="precision of the base weights; a CPU without 16-bit kernels computes in fp32"
     )
     max_length_tokens: int = Field(
         default=2048, ge=16, le=131072, description="rows longer than this are cut, and counted"

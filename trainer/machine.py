@@ -31,6 +31,21 @@ def compute_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def multiplies_16_bit() -> bool:
+    """Whether this machine has kernels for products of 16-bit matrices.
+
+    A CPU without AVX-512 (or Arm's bf16) has no kernels for them: there a backward product takes 40 times as long.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return True
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (AttributeError, RuntimeError):  # a torch that was built without oneDNN
+        return False
+
+
 def peak_memory_bytes() -> int:
     """The highest resident set of this process so far; on a GPU the most memory reserved there."""
     import torch
@@ -60,6 +75,7 @@ def hardware() -> dict[str, Any]:
         "machine": platform.machine(),
         "processor": _processor(),
         "threads": cpu_threads(),
+        "multiplies_16_bit": multiplies_16_bit(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     }
     if torch.cuda.is_available():
