@@ -17,3 +17,16 @@ def cpu_threads() -> int:
         return max(1, min(allowed, int(quota) // int(period)))
     except (OSError, ValueError):  # no cgroup v2, or no limit ("max")
         return allowed
+
+
+def processor_multiplies_bf16() -> bool:
+    """Whether the processor has bf16 arithmetic; where it has none, bf16 is emulated and far slower than fp32.
+
+    False where the system does not say.
+    """
+    try:
+        info = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    flags = {flag for line in info.splitlines() if line.startswith(("flags", "Features")) for flag in line.split()}
+    return not flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})

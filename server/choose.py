@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from modelstore import Base, Run, Store, UserError
-from modelstore.machine import cpu_threads
+from modelstore.machine import cpu_threads, processor_multiplies_bf16
 from server.engine import EngineKind, EngineOptions
 from server.llamacpp import LlamaCpp, llamacpp_gpu, llamacpp_program
 from server.plan import Wish
@@ -57,6 +57,9 @@ def choose(asked: Asked, store: Store, ref: str, follows: bool) -> tuple[Wish, l
     processes = 1 if weights == "adapter" else 2 + follows
     if on_gpu and engine.name == "vllm":
         options = replace(options, gpu_share=GPU_MEMORY / processes)
+    elif engine.name == "vllm" and not processor_multiplies_bf16():
+        options = replace(options, native_bf16=False)
+        said.append("arithmetic: fp32, because this processor has none for bf16")
     free = gpu_memory if on_gpu else free_memory_bytes()
     slots, why = choose_slots(asked.slots, on_gpu, options.context_tokens, kv_bytes(run, store), free / processes)
     said.append(f"slots: {slots} in each process, because {why}")

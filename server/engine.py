@@ -22,6 +22,7 @@ class EngineOptions:
     cache_mib: int = 256
     gpu_share: float = 0.0  # of the GPU's memory, for one process that reserves it; 0: there is no GPU
     kv_cache_gib: int = 1  # for one process that reserves it in main memory
+    native_bf16: bool = True  # where it computes; 16-bit weights are computed in fp32 elsewhere
 
 
 @dataclass(frozen=True)

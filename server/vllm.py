@@ -104,6 +104,8 @@ def vllm_argv(
         argv += ["--gpu-memory-utilization", f"{options.gpu_share:.2f}"]
     else:
         argv.append("--enforce-eager")  # compiling for a CPU takes longer than most uses of it
+    if not options.native_bf16:
+        argv += ["--dtype", "float32"]
     if template:
         argv += ["--chat-template", str(template)]
         if parser := _tool_parser(template.read_text(encoding="utf-8")):

@@ -24,8 +24,10 @@ class ModelConfig(_Section):
     """Which base model, in which precision, at which length."""
 
     base: str = Field(min_length=3, description="hub:REPO@REVISION, modelscope:REPO, package:NAME or a local folder")
-    weights: Literal["4bit", "bf16", "fp16", "fp32"] = Field(
-        default="bf16", description="precision of the base weights; a CPU without 16-bit kernels computes in fp32"
+    weights: Literal["auto", "4bit", "bf16", "fp16", "fp32"] = Field(
+        default="auto",
+        description="precision of the frozen base weights; auto is bf16 where the hardware multiplies it, else fp32 "
+        "(on a GPU fp16)",
     )
     max_length_tokens: int = Field(
         default=2048, ge=16, le=131072, description="rows longer than this are cut, and counted"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from modelstore import Base
 from trainer.backends import Backend
 from trainer.config import TrainConfig, TrainingConfig
-from trainer.machine import peak_memory_bytes
+from trainer.machine import peak_memory_bytes, precision
 
 if TYPE_CHECKING:
     from trainer.prepare import Prepared
@@ -27,6 +27,7 @@ class Summary:
     """What the manifest says of the training. Memory is the process's peak resident set (device memory on a GPU)."""
 
     backend: str
+    weights: str
     steps: int
     seconds: float
     final_loss: float
@@ -104,6 +105,7 @@ def finetune(
         backend.for_inference(trainer.model)
     summary = Summary(
         backend=backend.name,
+        weights=precision(config.model.weights),
         steps=trainer.state.global_step,
         seconds=round(time.monotonic() - started, 1),
         final_loss=watch.last_loss,

@@ -9,7 +9,7 @@ import resource
 from pathlib import Path
 from typing import Any
 
-from modelstore.machine import cpu_threads
+from modelstore.machine import cpu_threads, processor_multiplies_bf16
 
 PACKAGES: tuple[str, ...] = (
     "torch",
@@ -31,19 +31,22 @@ def compute_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def multiplies_16_bit() -> bool:
-    """Whether this machine has kernels for products of 16-bit matrices.
-
-    A CPU without AVX-512 (or Arm's bf16) has no kernels for them: there a backward product takes 40 times as long.
-    """
+def multiplies_bf16() -> bool:
+    """Whether bf16 arithmetic is native where this trains."""
     import torch
 
     if torch.cuda.is_available():
-        return True
-    try:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    except (AttributeError, RuntimeError):  # a torch that was built without oneDNN
-        return False
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return processor_multiplies_bf16()
+
+
+def precision(weights: str) -> str:
+    """What "auto" means for the base weights on this machine; any other choice stays."""
+    if weights != "auto":
+        return weights
+    if multiplies_bf16():
+        return "bf16"
+    return "fp16" if compute_device() == "cuda" else "fp32"
 
 
 def peak_memory_bytes() -> int:
@@ -75,7 +78,6 @@ def hardware() -> dict[str, Any]:
         "machine": platform.machine(),
         "processor": _processor(),
         "threads": cpu_threads(),
-        "multiplies_16_bit": multiplies_16_bit(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     }
     if torch.cuda.is_available():

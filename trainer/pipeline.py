@@ -16,7 +16,7 @@ from trainer.config import TrainConfig, config_dict, config_sha256
 from trainer.export import base_files, export, needed_bytes
 from trainer.finetune import Finetuned, finetune
 from trainer.gguf_files import refuse_unknown
-from trainer.machine import hardware, package_versions
+from trainer.machine import hardware, package_versions, precision
 from trainer.prepare import Prepared, prepare
 from trainer.probes import choose_probes
 from trainer.progress import Reporter
@@ -77,7 +77,8 @@ def _train_and_publish(
     report.say(f"base: {base.id} ({base.manifest.base['repository']})")
     tokenizer = load_tokenizer(base)
     prepared = _prepare(config, rows, tokenizer, report)
-    report.say(f"training: run {staging.run_id}, {len(prepared.train)} rows")
+    weights = precision(config.model.weights)
+    report.say(f"training: run {staging.run_id}, {len(prepared.train)} rows, base weights in {weights}")
     quantizations = config.export.quantizations
     with base_files(base, store, quantizations, report.say) as base_has_files:
         tuned = finetune(

@@ -15,7 +15,7 @@ from modelstore.machine import cpu_threads
 from trainer.agreement import Agreement, compare, compare_listed
 from trainer.gguf_files import child_environment, llamacpp_folder
 from trainer.gguf_weights import compare_gguf
-from trainer.machine import compute_device, multiplies_16_bit
+from trainer.machine import compute_device, multiplies_bf16
 from trainer.probes import MAX_ANSWER_TOKENS, Measured, Probe, measure
 from trainer.render import prompt_text
 from trainer.settings_check import changed_settings, differing_settings
@@ -150,8 +150,12 @@ def _measure_folder(folder: Path, tokenizer: Any, probes: Sequence[Probe]) -> Me
     import torch
     from transformers import AutoModelForCausalLM
 
-    dtype = "auto" if multiplies_16_bit() else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, device_map=compute_device())
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype="auto" if multiplies_bf16() else torch.float32,  # the same values, in arithmetic that is native here
+        use_safetensors=True,
+        device_map=compute_device(),
+    )
     return measure(model, tokenizer, probes)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,11 @@ def test_golden_argv_of_llamacpp() -> None:
         "llama-server -m /store/m.gguf --alias my-run --host 127.0.0.1 --port 9000 -c 4096 -np 4 -t 3 -tb 3 -ngl 0 "
         "--cache-ram 256 --threads-http 160 -lv 1 --metrics --no-ui"
     )
+
+
+def test_vllm_computes_in_fp32_where_bf16_would_be_emulated() -> None:
+    argv = vllm_argv(["vllm"], Path("/m"), "my-run", 9000, replace(OPTIONS, native_bf16=False), None)
+    assert argv[-2:] == ["--dtype", "float32"]
 
 
 def test_golden_argv_of_vllm_on_a_cpu() -> None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from modelstore import UserError
 from trainer.config import TrainConfig
-from trainer.machine import multiplies_16_bit
 
 if TYPE_CHECKING:
     from modelstore import Base
@@ -48,10 +47,7 @@ def choose_backend(config: TrainConfig, cache: Path) -> tuple[Backend, str]:
 
     if wanted == "transformers":
         return TransformersBackend(), "the config names it"
-    if _has_nvidia_gpu():
-        return TransformersBackend(), "unsloth is not installed"
-    in_fp32 = "" if multiplies_16_bit() else "; in fp32, because this processor has no kernels for 16 bits"
-    return TransformersBackend(), f"no NVIDIA GPU is here{in_fp32}"
+    return TransformersBackend(), "unsloth is not installed" if _has_nvidia_gpu() else "no NVIDIA GPU is here"
 
 
 def _has_nvidia_gpu() -> bool:

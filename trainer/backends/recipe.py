@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelstore import UserError
 from trainer.config import TrainConfig
+from trainer.machine import multiplies_bf16
 
 if TYPE_CHECKING:
     from trainer.prepare import Example
@@ -77,7 +78,7 @@ def sft_config(config: TrainConfig, checkpoints: Path, *, evaluates: bool, **sta
             "training.tensorboard = true, and the package tensorboard is not in this environment: "
             f"{sys.executable} -m pip install tensorboard"
         )
-    bf16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    bf16 = cuda and multiplies_bf16()
     settings: dict[str, Any] = {
         "output_dir": str(checkpoints),
         "max_length": config.model.max_length_tokens,

@@ -9,7 +9,7 @@ from modelstore import Base, UserError
 from trainer.backends.answer_loss import answer_loss_trainer
 from trainer.backends.recipe import dataset, sft_config
 from trainer.config import LoraConfig, TrainConfig
-from trainer.machine import multiplies_16_bit
+from trainer.machine import precision
 from trainer.targets import lora_targets
 
 if TYPE_CHECKING:
@@ -59,8 +59,7 @@ def _load_base(config: TrainConfig, base: Base) -> Any:
     from transformers import AutoModelForCausalLM
 
     types = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "4bit": torch.bfloat16}
-    stored = types[config.model.weights]
-    options: dict[str, Any] = {"dtype": stored if multiplies_16_bit() else torch.float32}  # which holds every bf16
+    options: dict[str, Any] = {"dtype": types[precision(config.model.weights)]}
     if torch.cuda.is_available():
         options["device_map"] = {"": 0}
     if config.model.weights == "4bit":
