@@ -55,6 +55,9 @@ class Variant:
     losses: list[float] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
+        settings = self.trainer.args
+        if settings.activation_checkpointing:  # as its own loop does before the first step
+            self.trainer.model.activation_checkpointing_enable(settings.activation_checkpointing_kwargs)
         self.trainer.create_optimizer()
         self.batches = iter(self.trainer.get_train_dataloader())
 
@@ -146,7 +149,6 @@ def variants(builder: Builder) -> dict[str, Callable[[], Any]]:
         "the kit, shared beginnings computed for every row": lambda: builder.kit(joins=False),
         "the kit with trl's loss": lambda: builder.kit(trl_loss=True),
         "the kit with checkpointing": lambda: builder.kit(gradient_checkpointing="on"),
-        "the kit without length groups": lambda: builder.kit(group_by_length=False),
         "TRL and PEFT, fp32": lambda: builder.plain(bf16=False),
     }
 
