@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures training on a CPU: the kit's demo config against TRL and PEFT as they come, and each ingredient by itself.
 
-usage: .venv/trainer/bin/python benchmarks/train_cpu.py RESULT.json [--steps 4] [--bf16-steps 0]
+usage: .venv/trainer/bin/python benchmarks/train_cpu.py RESULT.json [--steps 4] [--bf16-steps 0] [--only VARIANT]
 
 All variants stand in one process and take their steps in turn, so that other load on the machine falls on each alike.
 Counted is the process's CPU time of forward, backward, clipping and optimizer; the first step of each is left out.
@@ -153,11 +153,11 @@ def variants(builder: Builder) -> dict[str, Callable[[], Any]]:
     }
 
 
-def measure(store: Store, steps: int, bf16_steps: int) -> list[dict[str, Any]]:
+def measure(store: Store, steps: int, bf16_steps: int, only: list[str]) -> list[dict[str, Any]]:
     """Every variant's figures."""
     with tempfile.TemporaryDirectory() as work:
         builder = Builder(store, Path(work))
-        made = [Variant(name, build()) for name, build in variants(builder).items()]
+        made = [Variant(name, build()) for name, build in variants(builder).items() if not only or name in only]
         for _ in range(steps + 1):
             for variant in made:
                 variant.step()
@@ -173,12 +173,13 @@ def main() -> None:
     parser.add_argument("result", type=Path)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--bf16-steps", type=int, default=0)
+    parser.add_argument("--only", action="append", default=[], metavar="VARIANT")
     parser.add_argument("--store", type=Path, default=ROOT / "models")
     arguments = parser.parse_args()
     store = Store(arguments.store)
     store.create()
     load_before = os.getloadavg()[0]
-    found = measure(store, arguments.steps, arguments.bf16_steps)
+    found = measure(store, arguments.steps, arguments.bf16_steps, arguments.only)
     result = {
         "command": f"benchmarks/train_cpu.py benchmarks/results/train-cpu.json --steps {arguments.steps}"
         + (f" --bf16-steps {arguments.bf16_steps}" if arguments.bf16_steps else ""),

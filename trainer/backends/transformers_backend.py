@@ -31,7 +31,7 @@ class TransformersBackend:
             processing_class=tokenizer,
             train_dataset=dataset(prepared.train),
             eval_dataset=dataset(prepared.held_out) if prepared.held_out else None,
-            peft_config=_lora(config.lora, base.folder("hf")),
+            peft_config=None if config.training.method == "full" else _lora(config.lora, base.folder("hf")),
         )
 
     def for_inference(self, model: Any) -> None:
@@ -59,7 +59,8 @@ def _load_base(config: TrainConfig, base: Base) -> Any:
     from transformers import AutoModelForCausalLM
 
     types = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "4bit": torch.bfloat16}
-    options: dict[str, Any] = {"dtype": types[precision(config.model.weights)]}
+    full = config.training.method == "full"  # in fp32, because bf16 rounds small updates away
+    options: dict[str, Any] = {"dtype": torch.float32 if full else types[precision(config.model.weights)]}
     if torch.cuda.is_available():
         options["device_map"] = {"": 0}
     if config.model.weights == "4bit":
@@ -70,6 +71,9 @@ def _load_base(config: TrainConfig, base: Base) -> Any:
 
         recompute = config.training.gradient_checkpointing != "off"
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=recompute)
+    if full:
+        model.get_input_embeddings().requires_grad_(False)
+        model.get_output_embeddings().requires_grad_(False)
     model.config.use_cache = False
     return model
 
