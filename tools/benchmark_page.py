@@ -30,10 +30,47 @@ def page() -> str:
     training = json.loads((RESULTS / "gpu-phi3-training.json").read_text())
     client = json.loads((RESULTS / "client-overhead.json").read_text())
     other = json.loads((RESULTS / "guidellm-stub.json").read_text())
-    parts = [_demo(demo), _broken(broken), _gpu(plain, training), *trust(RESULTS), *serving(RESULTS)]
+    processor = json.loads((RESULTS / "train-cpu.json").read_text())
+    parts = [
+        _demo(demo),
+        _train_cpu(processor),
+        _broken(broken),
+        _gpu(plain, training),
+        *trust(RESULTS),
+        *serving(RESULTS),
+    ]
     parts += [_client(client), _agreement(other)]
     levels = RESULTS / "eval-concurrency.json"
     return head + "\n".join([*parts, *([_levels(json.loads(levels.read_text()))] if levels.exists() else [])])
+
+
+def _train_cpu(result: dict[str, Any]) -> str:
+    """The kit's training on a CPU beside the plain stack's, and each ingredient by itself."""
+    hardware, variants = result["hardware"], {each["name"]: each for each in result["variants"]}
+    kit = variants["the kit"]
+    plain = next(each for name, each in variants.items() if name.startswith("TRL and PEFT, fp32"))
+    ratio = kit["useful_tokens_per_cpu_s"] / plain["useful_tokens_per_cpu_s"]
+    table = "\n".join(
+        f"| {name} | {each['useful_tokens_per_cpu_s']} | {each['cpu_s_per_step']} | "
+        f"{each['useful_tokens_per_cpu_s'] / kit['useful_tokens_per_cpu_s']:.2f} | "
+        f"{', '.join(f'{loss:.4f}' for loss in each['losses'][:3])} |"
+        for name, each in variants.items()
+    )
+    before, after = result["load_average"]
+    return f"""## Training on a CPU
+
+`{result["command"]}`, {result["date"]}: {hardware["processor"]}, {hardware["threads"]}
+threads, torch {result["packages"]["torch"]}, trl {result["packages"]["trl"]}, peft \
+{result["packages"]["peft"]}; load average {before} to {after}.
+The demo's rows, model, LoRA shape, batch size and learning rate; {kit["steps"]} steps of each variant in turn
+in one process. Counted is the process's CPU time. Variants with the kit's order of rows see the same batches, so
+their losses can be compared. Against TRL and PEFT with their defaults, but in fp32: {ratio:.2f} times
+(goal: {_goal("2", ratio >= 2)}). {result.get("note", "")}
+
+| variant | useful tokens per CPU second | CPU seconds a step | of the kit's speed | first losses |
+|---|---|---|---|---|
+{table}
+"""
 
 
 def _broken(result: dict[str, Any]) -> str:

@@ -60,8 +60,11 @@ class LoraConfig(_Section):
 
 
 class TrainingConfig(_Section):
-    """How long and how fast the adapter is trained."""
+    """What is trained, how long and how fast."""
 
+    method: Literal["lora", "full"] = Field(
+        default="lora", description="full trains every weight but the embeddings, in fp32 and without [lora]"
+    )
     backend: Literal["auto", "unsloth", "transformers"] = Field(
         default="auto", description="which training stack; auto is unsloth where there is an NVIDIA GPU"
     )
@@ -128,6 +131,17 @@ class TrainConfig(_Section):
     lora: LoraConfig = LoraConfig()
     training: TrainingConfig
     export: ExportConfig = ExportConfig()
+
+    @model_validator(mode="after")
+    def _full_is_exact(self) -> TrainConfig:
+        if self.training.method == "full" and self.model.weights in ("4bit", "fp16"):
+            raise ValueError(
+                f'training.method = "full" changes the weights themselves, and {self.model.weights} cannot hold small '
+                'changes: set model.weights = "auto"'
+            )
+        if self.training.method == "full" and self.training.backend == "unsloth":
+            raise ValueError('training.method = "full" is done by the transformers backend: set backend = "auto"')
+        return self
 
     @model_validator(mode="after")
     def _best_is_measured(self) -> TrainConfig:

@@ -15,7 +15,7 @@ from modelstore import ArtifactSpec, Base, Store
 from modelstore.files import exclusive_lock
 from modelstore.machine import cpu_threads
 from trainer.gguf_files import BITS, convert, end_children, quantize
-from trainer.merge import merge_files
+from trainer.merge import merge_files, round_files
 
 SPARE_THREADS = 8  # from here on the base's files are made while the model trains
 QUANTIZER_THREADS = 4  # that one quantizer makes good use of
@@ -23,27 +23,44 @@ QUANTIZER_THREADS = 4  # that one quantizer makes good use of
 Say = Callable[[str], None]
 
 
-def needed_bytes(base: Base, quantizations: tuple[str, ...]) -> int:
-    """Most disk that a run takes at once: merged, BF16 GGUF and quantizations of run and base, and checkpoints."""
+def needed_bytes(base: Base, quantizations: tuple[str, ...], full_checkpoints: int = 0) -> int:
+    """Most disk that a run takes at once: merged, BF16 GGUF and quantizations of run and base, and checkpoints.
+
+    A checkpoint of all weights is 12 bytes each (fp32 and two moments of AdamW); one more is there while one is
+    written, and the finished weights at the end.
+    """
     sixteen_bit = sum(
         a.bytes for a in base.manifest.artifacts if a.kind == "hf" and a.relative.endswith(".safetensors")
     )
     quantized = sum(BITS.get(name, 8.0) / 16 for name in quantizations)
-    return int(sixteen_bit * (1 + 1 + 1 + 2 * quantized + 0.5)) + (64 << 20)
+    full = 6 * (full_checkpoints + 1) + 2 if full_checkpoints else 0
+    return int(sixteen_bit * (1 + 1 + 1 + 2 * quantized + 0.5 + full)) + (64 << 20)
 
 
 def export(
-    base: Base, staging: Path, base_files: Callable[[], None], *, quantizations: tuple[str, ...], say: Say
+    base: Base,
+    staging: Path,
+    base_files: Callable[[], None],
+    *,
+    quantizations: tuple[str, ...],
+    say: Say,
+    trained: Path | None = None,
 ) -> list[ArtifactSpec]:
-    """Write all artifacts below `staging`, where adapter/ is; `base_files` returns when the base has its own."""
+    """Write all artifacts below `staging`, where adapter/ is, or from the `trained` weights; `base_files` returns when
+    the base has its own.
+    """
     for name in ("merged", "gguf"):
         shutil.rmtree(staging / name, ignore_errors=True)  # what an interrupted attempt left
     say("export: merged 16-bit weights")
-    merge_files(base.folder("hf"), staging / "adapter", staging / "merged")
+    if trained:
+        round_files(base.folder("hf"), trained, staging / "merged")
+    else:
+        merge_files(base.folder("hf"), staging / "adapter", staging / "merged")
     say(f"export: GGUF {', '.join(quantizations)}")
     specs = make_gguf(staging / "merged", staging / "gguf", "tuned", quantizations, base.id)
     base_files()
-    return [ArtifactSpec("adapter", "adapter"), ArtifactSpec("merged", "merged"), *specs]
+    adapter = [] if trained else [ArtifactSpec("adapter", "adapter")]
+    return [*adapter, ArtifactSpec("merged", "merged"), *specs]
 
 
 def make_gguf(

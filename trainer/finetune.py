@@ -1,4 +1,4 @@
-"""Trains the adapter: one loop with progress, log, checkpoints, resume and stop, whatever the stack beneath."""
+"""Trains the model: one loop with progress, log, checkpoints, resume and stop, whatever the stack beneath."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from trainer.checkpoints import NotFinite, checkpoints, is_finite, step_of
 from trainer.config import TrainConfig, TrainingConfig
 from trainer.divergence import Diverged, LossGuard
 from trainer.machine import peak_memory_bytes, precision
+from trainer.weights import read_tensors
 
 if TYPE_CHECKING:
     from trainer.prepare import Prepared
@@ -44,14 +45,16 @@ class Summary:
 
 @dataclass
 class Finetuned:
-    """The trained model with its adapter still separate, ready to answer."""
+    """The trained model, ready to answer: with its adapter still separate, or with the folder of its fp32 `weights`."""
 
     model: Any
     summary: Summary
+    weights: Path | None = None
 
     def save_adapter(self, folder: Path) -> None:
-        """In peft's format, as safetensors."""
-        self.model.save_pretrained(folder, safe_serialization=True)
+        """In peft's format, as safetensors; nothing where every weight was trained."""
+        if not self.weights:
+            self.model.save_pretrained(folder, safe_serialization=True)
 
     def release(self) -> None:
         """Give the model's memory back: the card is needed for the verification."""
@@ -98,10 +101,10 @@ def finetune(
         backend.for_inference(trainer.model)
     summary = Summary(
         backend=backend.name,
-        weights=precision(config.model.weights),
+        weights="fp32" if config.training.method == "full" else precision(config.model.weights),
         steps=trainer.state.global_step,
         seconds=round(time.monotonic() - started, 1),
-        final_loss=watch.last_loss,
+        final_loss=_last_loss(trainer, watch),
         held_out_loss=held_out,
         tokens_per_step=round(watch.step_tokens, 1),
         tokens_per_s=watch.tokens_per_s,
@@ -109,7 +112,7 @@ def finetune(
         resumed_from_step=resumed,
         chosen_step=_chosen_step(trainer),
     )
-    return Finetuned(trainer.model, summary)
+    return Finetuned(trainer.model, summary, work / "finished" if config.training.method == "full" else None)
 
 
 def _train(trainer: Any, watch: Any, training: TrainingConfig, work: Path) -> int:
@@ -148,7 +151,7 @@ def _refuse_diverged(trainer: Any, watch: Any, training: TrainingConfig, folder:
 
 
 def _keep_finished(trainer: Any, folder: Path) -> None:
-    """What an interrupted export continues from: the adapter that was chosen, and how the training went."""
+    """What an interrupted export continues from: the adapter or weights that were chosen, and how training went."""
     staging = folder.with_suffix(".staging")
     shutil.rmtree(staging, ignore_errors=True)
     trainer.model.save_pretrained(staging, safe_serialization=True)
@@ -159,11 +162,20 @@ def _keep_finished(trainer: Any, folder: Path) -> None:
 
 
 def _load_finished(trainer: Any, folder: Path) -> None:
-    from peft import load_peft_weights, set_peft_model_state_dict
+    from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
     from transformers import TrainerState
 
-    set_peft_model_state_dict(trainer.model, load_peft_weights(str(folder), device="cpu"))
+    if isinstance(trainer.model, PeftModel):
+        set_peft_model_state_dict(trainer.model, load_peft_weights(str(folder), device="cpu"))
+    else:
+        trainer.model.load_state_dict({name: read() for name, read in read_tensors(folder)}, strict=False)
     trainer.state = TrainerState.load_from_json(str(folder / "trainer_state.json"))
+
+
+def _last_loss(trainer: Any, watch: Any) -> float:
+    """Also of a training that an earlier process had finished."""
+    logged = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+    return logged[-1] if logged and watch.last_loss != watch.last_loss else float(watch.last_loss)
 
 
 def _chosen_step(trainer: Any) -> int:

@@ -114,12 +114,15 @@ def _train_and_publish(
     with base_files(base, store, quantizations, report.say) as base_has_files:
         tuned = train_within_memory(config, planned, work, report.say, attempt)
         probes, four_bits = choose_probes(prepared.train), config.model.weights == "4bit"
-        reference = measure_reference(tuned.model, tokenizer, probes, four_bits=four_bits)
+        untuned = base.folder("hf") if tuned.weights else None
+        reference = measure_reference(tuned.model, tokenizer, probes, four_bits=four_bits, base=untuned)
         tuned.save_adapter(staging.path / "adapter")
         tuned.release()
-        artifacts = export(base, staging.path, base_has_files, quantizations=quantizations, say=report.say)
+        artifacts = export(
+            base, staging.path, base_has_files, quantizations=quantizations, say=report.say, trained=tuned.weights
+        )
     artifacts += _keep_records(work, staging.path, prepared)
-    checks = verify(staging.path, base, artifacts, tokenizer, reference, report.say)
+    checks = verify(staging.path, base, artifacts, tokenizer, reference, report.say, tuned.weights)
     if failed := [check for check in checks if not check.passed]:
         raise VerificationFailed(failed, staging.path)
     report.say(f"publish: {staging.run_id}")
@@ -162,7 +165,8 @@ def prepare_rows(config: TrainConfig, rows: Rows, tokenizer: Any, report: Report
 def _refuse_full_disk(config: TrainConfig, base: Base, store: Store) -> None:
     import shutil
 
-    needed, free = needed_bytes(base, config.export.quantizations), shutil.disk_usage(store.path).free
+    kept = config.training.keep_checkpoints if config.training.method == "full" else 0
+    needed, free = needed_bytes(base, config.export.quantizations, kept), shutil.disk_usage(store.path).free
     if needed > free:
         raise UserError(
             f"{store.path} has {free / 1e9:.1f} GB free and this run needs {needed / 1e9:.1f} GB (checkpoints, merged "

@@ -20,7 +20,7 @@ from trainer.machine import compute_device, multiplies_bf16
 from trainer.probes import MAX_ANSWER_TOKENS, Measured, Probe, measure
 from trainer.render import prompt_text
 from trainer.settings_check import changed_settings, differing_settings
-from trainer.weights import compare_weights
+from trainer.weights import WeightError, compare_trained, compare_weights
 
 PROBE_TEXTS = (
     "How do I reset my API key?",
@@ -73,12 +73,16 @@ class Reference:
         return [number for number, ids in enumerate(self.answers) if self.tuned.greedy[number] == ids]
 
 
-def measure_reference(model: Any, tokenizer: Any, probes: list[Probe], *, four_bits: bool = False) -> Reference:
-    """`model` is the PeftModel as trained."""
+def measure_reference(
+    model: Any, tokenizer: Any, probes: list[Probe], *, four_bits: bool = False, base: Path | None = None
+) -> Reference:
+    """`model` is the model as trained: a PeftModel, or one of which every weight was trained, and the `base` folder."""
     tuned = measure(model, tokenizer, probes)
+    if base:
+        return Reference(probes, tuned, _measure_folder(base, tokenizer, probes), four_bits)
     with model.disable_adapter():
-        base = measure(model, tokenizer, probes)
-    return Reference(probes, tuned, base, four_bits)
+        untuned = measure(model, tokenizer, probes)
+    return Reference(probes, tuned, untuned, four_bits)
 
 
 def verify(
@@ -88,11 +92,16 @@ def verify(
     tokenizer: Any,
     reference: Reference,
     say: Callable[[str], None],
+    trained: Path | None = None,
 ) -> list[Check]:
-    """One check after the other; a failed one does not stop the rest."""
+    """One check after the other; a failed one does not stop the rest. `trained`: weights that were trained whole."""
     checks = [_differs_from_base(reference)]
-    say("verify: merged weights against base + adapter")
-    checks.append(_exact_weights(base.folder("hf"), folder))
+    said = "merged weights are the trained ones" if trained else "merged weights are base + adapter"
+    say(f"verify: {said}")
+    if trained:
+        checks.append(_exact_weights(said, compare_trained(base.folder("hf"), trained, folder / "merged")))
+    else:
+        checks.append(_exact_weights(said, compare_weights(base.folder("hf"), folder / "adapter", folder / "merged")))
     checks.append(_same_settings(base.folder("hf"), folder / "merged"))
     merged = _measure_folder(folder / "merged", tokenizer, reference.probes)
     checks.append(_check_merged(merged, reference))
@@ -116,15 +125,14 @@ def _differs_from_base(reference: Reference) -> Check:
     return Check("tuned differs from base", found.kl >= LEAST_CHANGE, figures, f"kl_nats >= {LEAST_CHANGE}")
 
 
-def _exact_weights(base: Path, folder: Path) -> Check:
-    found = compare_weights(base, folder / "adapter", folder / "merged")
+def _exact_weights(name: str, found: WeightError) -> Check:
     figures: dict[str, float | int | str] = {"worst_error": found.worst, "tensors": found.tensors}
     figures |= {"adapted": found.adapted}
     if found.missing or found.worst > LARGEST_WEIGHT_ERROR:
         figures["where"] = found.missing or found.worst_tensor
     passed = not found.missing and found.worst <= LARGEST_WEIGHT_ERROR and found.adapted > 0
     limit = f"every tensor, worst_error <= {LARGEST_WEIGHT_ERROR}"
-    return Check("merged weights are base + adapter", passed, figures, limit)
+    return Check(name, passed, figures, limit)
 
 
 def _same_settings(base: Path, merged: Path) -> Check:

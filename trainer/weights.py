@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,37 @@ class WeightError:
 def compare_weights(base: Path, adapter: Path, merged: Path) -> WeightError:
     """Every tensor of the base must be in the merged weights, changed by exactly the adapter (up to rounding)."""
     pairs, scale = read_adapter(adapter)
+
+    def expected(name: str, weight: Any) -> tuple[Any, bool]:
+        low_rank = pairs.get(name.removesuffix(".weight"))
+        if not low_rank:
+            return weight, False
+        product = low_rank["B"].to(weight.device).float() @ low_rank["A"].to(weight.device).float()
+        return weight + scale * product, True
+
+    found = _compare(base, merged, expected)
+    if found.adapted < len(pairs) and not found.missing:
+        return replace(found, missing=f"{len(pairs) - found.adapted} adapted layers")
+    return found
+
+
+def compare_trained(base: Path, trained: Path, merged: Path) -> WeightError:
+    """Every tensor of the base must be in the merged weights with the trained values (up to rounding), or the base's
+    where it was not trained; `adapted` counts the tensors that the training changed.
+    """
+    there = dict(read_tensors(trained))
+
+    def expected(name: str, weight: Any) -> tuple[Any, bool]:
+        if name not in there:
+            return weight, False
+        after = there[name]().to(weight.device).float()
+        return after, not after.equal(weight)
+
+    return _compare(base, merged, expected)
+
+
+def _compare(base: Path, merged: Path, expect: Callable[[str, Any], tuple[Any, bool]]) -> WeightError:
+    """`expect(name, base tensor)` is the tensor that should be there, and whether it is another than the base's."""
     there, device = dict(read_tensors(merged)), compute_device()
     worst, worst_tensor, count, adapted, missing = 0.0, "", 0, 0, ""
     for name, read in read_tensors(base):
@@ -34,19 +65,14 @@ def compare_weights(base: Path, adapter: Path, merged: Path) -> WeightError:
         if name not in there:
             missing = missing or name
             continue
-        expected, found = read().to(device).float(), there[name]().to(device).float()
-        low_rank = pairs.get(name.removesuffix(".weight"))
-        if low_rank:
-            adapted += 1
-            expected = expected + scale * (low_rank["B"].to(device).float() @ low_rank["A"].to(device).float())
+        (expected, changed), found = expect(name, read().to(device).float()), there[name]().to(device).float()
+        adapted += changed
         if expected.shape != found.shape:
             missing = missing or f"{name} has the shape {tuple(found.shape)}"
             continue
         error = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
         if not error <= worst:  # also when it is not a number
             worst, worst_tensor = error, name
-    if adapted < len(pairs):
-        missing = missing or f"{len(pairs) - adapted} adapted layers"
     return WeightError(round(worst, 5), worst_tensor, count, adapted, missing)
 
 

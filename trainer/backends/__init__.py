@@ -22,7 +22,9 @@ class Backend(Protocol):
     def sft_trainer(
         self, config: TrainConfig, base: Base, tokenizer: Any, prepared: Prepared, checkpoints: Path
     ) -> Any:
-        """The base model with a fresh adapter in a trl SFTTrainer; nothing has been trained yet."""
+        """The base model in a trl SFTTrainer, with a fresh adapter unless every weight is trained; nothing has been
+        trained yet.
+        """
 
     def for_inference(self, model: Any) -> None:
         """Make the trained model answer: evaluation mode, and whatever else the stack needs."""
@@ -33,6 +35,10 @@ def choose_backend(config: TrainConfig, cache: Path) -> tuple[Backend, str]:
 
     Call it before anything imports transformers, which Unsloth patches. `cache` may keep compiled code.
     """
+    if config.training.method == "full":
+        from trainer.backends.transformers_backend import TransformersBackend
+
+        return TransformersBackend(), 'method = "full" is done by it'
     wanted, installed = config.training.backend, importlib.util.find_spec("unsloth") is not None
     if wanted == "unsloth" and not installed:
         raise UserError(
