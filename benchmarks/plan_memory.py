@@ -164,7 +164,7 @@ def main() -> None:
         document = json.loads(wish.out.read_text()) if wish.predict_only else _measured(wish)
         document["results"] = [_compared(row, wish) for row in document["results"]]
     found = [abs(row["off"]) for row in document["results"] if "off" in row]
-    document |= {"largest_off": max(found), "goal": GOAL[document["device"]]}
+    document |= {"largest_off": max(found, default=None), "goal": GOAL[document["device"]]}
     wish.out.write_text(json.dumps(document, indent=1) + "\n")
     for row in document["results"]:
         print(f"{row['case']:45} {row.get('peak_bytes', 0) / 2**20:8.0f} MiB {row.get('off', float('nan')):+.1%}")
@@ -206,7 +206,11 @@ def _child(case: tuple[str, str, int, int], wish: argparse.Namespace) -> dict[st
     argv += ["--store", str(wish.store), "--child", json.dumps(case)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    found: dict[str, Any] = json.loads(lines[-1][7:]) if lines else {"error": (done.stdout + done.stderr)[-2000:]}
+    found: dict[str, Any] = (
+        json.loads(lines[-1][7:])
+        if lines
+        else {"error": f"exit code {done.returncode}: {(done.stdout + done.stderr)[-2000:]}"}
+    )
     print(case, found, file=sys.stderr, flush=True)
     return found
 
