@@ -102,6 +102,8 @@ def main() -> None:
     with a_store(wish.store) as store, ExitStack() as servers:
         document = described("the same GGUF file behind ours and behind llama_cpp.server", store)
         gguf = Store(store).run("current").artifact("gguf").path
+        document["packages"]["llama-cpp-python"] = version_of(wish.theirs)
+        document |= {"streams": wish.streams, "tokens_of_each": wish.tokens, "file": gguf.name}
         urls = {
             OURS: servers.enter_context(server(store)).url,
             "llama_cpp.server": servers.enter_context(theirs(wish.theirs, gguf)),
@@ -116,12 +118,15 @@ def main() -> None:
                 if turn >= 0:  # the first one warms up
                     rounds[name].append(seen)
                     print(turn, name, seen, file=sys.stderr, flush=True)
+            if turn >= 0:  # what was seen stays, should it be ended
+                document["servers"] = {name: summed(entries, wish.streams) for name, entries in rounds.items()}
+                wish.out.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def version_of(python: str) -> str:
+    """Of the llama-cpp-python in that environment."""
     code = "import importlib.metadata as m; print(m.version('llama-cpp-python'))"
-    version = subprocess.run([wish.theirs, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    document["packages"]["llama-cpp-python"] = version
-    document |= {"streams": wish.streams, "tokens_of_each": wish.tokens, "file": gguf.name}
-    document["servers"] = {name: summed(entries, wish.streams) for name, entries in rounds.items()}
-    wish.out.write_text(json.dumps(document, indent=1) + "\n")
+    return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
 if __name__ == "__main__":
