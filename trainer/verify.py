@@ -210,6 +210,8 @@ def _holds_weights(gguf: Path, base: Path, merged: Path) -> Check:
 def _check_gguf(gguf: Path, quantization: str, tokenizer: Any, reference: Reference, merged: Measured) -> list[Check]:
     try:
         found = _ask_engine(gguf, reference.probes)
+        if any(value is None for probe in found["positions"] for top in probe for _, value in top):
+            raise ValueError("the engine's probabilities are not numbers")
     except (subprocess.CalledProcessError, ValueError) as error:
         said = str(getattr(error, "stderr", "") or error).strip()[-300:]
         return [Check(f"{gguf.name} loads", False, {"error": said}, "llama.cpp loads it and answers")]

@@ -216,18 +216,12 @@ def test_a_signal_leaves_a_checkpoint_and_its_own_exit_code(
     assert checkpoints(next((tmp_path / "store").glob("work/*/checkpoints")))
 
 
-def test_a_loss_that_explodes_stops_with_the_last_good_checkpoint(wish: TrainConfig, tmp_path: Path) -> None:
-    steps = wish.training.model_copy(update={"learning_rate": 1.0, "warmup_steps": 6, "max_steps": 60})
-    with pytest.raises(
-        Diverged, match=r"and grows.*the lowest was.*Lower training.learning_rate.*last good checkpoint"
-    ):
-        go(wish.model_copy(update={"training": steps, "lora": wish.lora.model_copy(update={"alpha": 1024})}), tmp_path)
-    assert Store(tmp_path).runs() == []
-    assert checkpoints(next(tmp_path.glob("work/*/checkpoints")))
-
-
-def test_a_loss_that_is_no_number_stops_with_the_last_good_checkpoint(
-    wish: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("factor", "said"),
+    [(float("nan"), "not a number at step 6"), (10.0, r"at step 7 and grows: a guess among all 352")],
+)
+def test_a_loss_that_breaks_down_stops_with_the_last_good_checkpoint(
+    wish: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float, said: str
 ) -> None:
     from trainer.backends import transformers_backend
 
@@ -238,13 +232,13 @@ def test_a_loss_that_is_no_number_stops_with_the_last_good_checkpoint(
         loss = trainer.compute_loss
 
         def compute_loss(*arguments: Any, **named: Any) -> Any:
-            return loss(*arguments, **named) * (float("nan") if trainer.state.global_step >= 5 else 1.0)
+            return loss(*arguments, **named) * (factor if trainer.state.global_step >= 5 else 1.0)
 
         trainer.compute_loss = compute_loss
         return trainer
 
     monkeypatch.setattr(transformers_backend.TransformersBackend, "sft_trainer", poisoned)
-    with pytest.raises(Diverged, match=r"not a number at step 6; the lowest was.*last good checkpoint.*checkpoint-4"):
+    with pytest.raises(Diverged, match=rf"{said}.*; the lowest was.*last good checkpoint.*checkpoint-4"):
         go(wish, tmp_path)
     assert [path.name for path in checkpoints(next(tmp_path.glob("work/*/checkpoints")))][-1] == "checkpoint-4"
     assert Store(tmp_path).runs() == []
