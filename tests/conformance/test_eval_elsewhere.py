@@ -41,7 +41,7 @@ def elsewhere(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     with log.open("w") as output:
         process = subprocess.Popen(argv, cwd=ROOT, env=os.environ | environment, stdout=output, stderr=output)
         try:
-            until(lambda: process.poll() is not None or _is_healthy(there.url), 300)
+            until(lambda: process.poll() is not None or _is_healthy(there.url), 600)
             assert process.poll() is None, log.read_text()[-3000:]
             yield there
         finally:
