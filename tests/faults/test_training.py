@@ -218,7 +218,7 @@ def test_a_signal_leaves_a_checkpoint_and_its_own_exit_code(
 
 @pytest.mark.parametrize(
     ("factor", "said"),
-    [(float("nan"), "not a number at step 6"), (10.0, r"at step 7 and grows: a guess among all 352")],
+    [(float("nan"), "not a number at step 6"), (10.0, r"at step 7 and grows: a guess among all 354")],
 )
 def test_a_loss_that_breaks_down_stops_with_the_last_good_checkpoint(
     wish: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float, said: str
@@ -257,7 +257,7 @@ def test_a_loss_that_breaks_down_stops_with_the_last_good_checkpoint(
     ],
 )
 def test_what_counts_as_broken_down(losses: list[float], verdict: str) -> None:
-    guard = LossGuard(vocabulary=352)  # ln 352 = 5.86
+    guard = LossGuard(vocabulary=354)  # ln 354 = 5.87
     for step, loss in enumerate(losses, 1):
         guard.see(step, loss)
     assert (verdict in guard.verdict) if verdict else not guard.verdict
