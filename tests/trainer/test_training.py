@@ -19,7 +19,7 @@ from trainer.bases import resolve_base
 from trainer.config import ExportConfig, TrainConfig
 from trainer.finetune import Finetuned, Stopped, finetune
 from trainer.gguf_files import refuse_unknown
-from trainer.machine import hardware, package_versions
+from trainer.machine import hardware, multiplies_bf16, package_versions
 from trainer.pipeline import VerificationFailed, load_tokenizer, train
 from trainer.prepare import prepare
 from trainer.probes import choose_probes
@@ -236,8 +236,9 @@ def _with_adapter(base: Path, run: Run) -> Any:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
+    native = torch.bfloat16 if multiplies_bf16() else torch.float32
     return PeftModel.from_pretrained(
-        AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16), str(run.folder("adapter"))
+        AutoModelForCausalLM.from_pretrained(base, dtype=native), str(run.folder("adapter"))
     )
 
 
