@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 from pathlib import Path
@@ -46,6 +45,8 @@ def main() -> None:
 @click.option("--gate-level", type=float, help="Highest rate of false alarms of the gate.  [default: 0.05]")
 def evaluate(url: str, api_key: str, as_json: bool, **wish: Any) -> None:
     """Ask every question to base and tuned; write results.jsonl, report.json, report.html, report.md, gate.json."""
+    import asyncio
+
     from clients.endpoint import Endpoint
     from clients.eval_config import read_config
     from clients.run_eval import EvalWish, run_eval
@@ -97,6 +98,8 @@ def report(run: str, store: Path, others: tuple[str, ...], out: Path | None) -> 
 @click.option("--temperature", type=click.FloatRange(0, 2), default=0.0, show_default=True)
 def chat(url: str, api_key: str, models: tuple[str, ...], **options: Any) -> None:
     """Talk to a model, or to two side by side; /model NAME switches, /both shows two, /quit ends."""
+    import asyncio
+
     from clients.chat import ChatOptions, run_chat
     from clients.endpoint import Endpoint
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 from pathlib import Path
@@ -38,6 +37,8 @@ MOST = 1000  # connections that the openai client opens at once
 @click.option("--out", type=click.Path(path_type=Path), help="Where bench.json goes; default: the run's reports.")
 def bench(url: str, api_key: str, as_json: bool, store: Path, out: Path | None, **wish: Any) -> None:
     """Load with unique prompts: throughput, TTFT, inter-token latency, time per output token, goodput."""
+    import asyncio
+
     from clients.bench import BenchWish, run_bench
     from clients.bench_figures import table
     from clients.bench_file import write_bench

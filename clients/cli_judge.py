@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 from pathlib import Path
@@ -26,6 +25,8 @@ from clients.cli_options import as_json, endpoint_options, store
 @click.option("--concurrency", type=click.IntRange(1, 1024), default=4, show_default=True)
 def judge(run: str, url: str, api_key: str, store: Path, as_json: bool, **wish: Any) -> None:
     """Let a further model compare base and tuned answers, each pair in both orders; feeds the next report."""
+    import asyncio
+
     from clients.ask import AskOptions
     from clients.endpoint import Endpoint
     from clients.folders import newest_report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -95,10 +96,11 @@ def test_bench_and_runs_work_on_the_live_server(endpoint: str, demo: tuple[Path,
 )
 def test_help_answers_at_once(python: str, program: str) -> None:
     argv = [str(ROOT / python), "-m", *program.split(), "--help"]
-    subprocess.run(argv, cwd=ROOT, check=True, capture_output=True)  # the first call compiles
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    subprocess.run(argv, cwd=ROOT, check=True, capture_output=True, env=environment)  # the first call compiles
     seconds = []
-    for _ in range(3):
+    for _ in range(5):
         began = time.perf_counter()
-        subprocess.run(argv, cwd=ROOT, check=True, capture_output=True)
+        subprocess.run(argv, cwd=ROOT, check=True, capture_output=True, env=environment)
         seconds.append(time.perf_counter() - began)
     assert min(seconds) < 0.3, seconds
