@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Whether `bench` and guidellm measure the same on the same server, in alternating rounds.
 
-usage: benchmarks/guidellm_agreement.py GUIDELLM TOKENIZER_FOLDER [--url URL --model tuned] [--out FILE]
+usage: benchmarks/guidellm_agreement.py GUIDELLM TOKENIZER_FOLDER [--url URL --model tuned --server TEXT] [--out FILE]
 
 GUIDELLM is its command in an environment of its own; without --url an engine of known timing is measured. To be run in
 the clients' environment.
@@ -90,6 +90,7 @@ def main() -> None:
     parser.add_argument("tokenizer")
     parser.add_argument("--url")
     parser.add_argument("--model", default="stub")
+    parser.add_argument("--server", default="the kit's server", help="what is behind --url, for the result")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--streams", default="1,4,8")
     parser.add_argument("--out", type=Path)
@@ -100,7 +101,7 @@ def main() -> None:
         rows = [compared(wish, url, wish.model, int(streams)) for streams in wish.streams.split(",")]
     result = {
         "command": f"benchmarks/guidellm_agreement.py, {PROMPT} tokens in, {OUTPUT} out",
-        "server": f"the kit's server, model {wish.model}" if wish.url else "benchmarks/stub_engine.py, 150 ms, 20 ms",
+        "server": wish.server if wish.url else "benchmarks/stub_engine.py, 150 ms, 20 ms",
         "figures": f"medians of {wish.rounds} alternating rounds' medians",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": {"processors": os.cpu_count(), "system": platform.platform()},

@@ -40,6 +40,8 @@ def page() -> str:
         *serving(RESULTS),
     ]
     parts += [_client(client), _agreement(other)]
+    engine = RESULTS / "guidellm-vllm.json"
+    parts += [_agreement(json.loads(engine.read_text()), " on vLLM")] if engine.exists() else []
     levels = RESULTS / "eval-concurrency.json"
     return head + "\n".join([*parts, *([_levels(json.loads(levels.read_text()))] if levels.exists() else [])])
 
@@ -148,7 +150,7 @@ Streamed tokens that the client takes in for each second of its processor: {capa
 """
 
 
-def _agreement(result: dict[str, Any]) -> str:
+def _agreement(result: dict[str, Any], where: str = "") -> str:
     """Ours beside guidellm's, on the same server."""
     names = {"time_to_first_token_ms": "TTFT, ms", "inter_token_latency_ms": "TPOT, ms", "request_latency": "E2E, s"}
     lines = [
@@ -156,7 +158,7 @@ def _agreement(result: dict[str, Any]) -> str:
         for row in result["rows"]
         for key, said in names.items()
     ]
-    return f"""## The load generator beside guidellm
+    return f"""## The load generator beside guidellm{where}
 
 `{result["command"]}`, guidellm {result["packages"]["guidellm"]}, {result["date"]}, on {result["server"]}:
 {result["figures"]}. The goal is 5%. [evaluation.md](evaluation.md) says why `bench` is not built on it.
