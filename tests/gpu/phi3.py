@@ -9,7 +9,6 @@ import re
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -54,7 +53,7 @@ def phi3(wish: argparse.Namespace) -> dict[str, Any]:
         logging_steps="1",
         quantizations='["Q4_K_M"]',
     )
-    said = train(config, store, wish.work / "phi3.log", lambda line: _watch(line, wish.phi3_nearly_trained))
+    said = train(config, store, wish.work / "phi3.log")
     manifest = _manifest(store, wish.work / "phi3.log")
     log = [json.loads(line) for line in (Path(manifest["path"]) / "training.jsonl").read_text().splitlines()]
     training, seconds = manifest["training"], _step_seconds(log, manifest["training"]["tokens_per_step"])
@@ -69,7 +68,7 @@ def phi3(wish: argparse.Namespace) -> dict[str, Any]:
         "peak_reserved_gib": round(training["peak_memory_bytes"] / 2**30, 3),
         "first_losses": [line["loss"] for line in log[:PLAIN_STEPS]],
     }
-    export_s = round(stages["end"] - stages["export: merged"], 1)
+    export_s = round(stages["end"] - stages["export: merged 16-bit weights"], 1)
     result = {"result": ours, "stages_s": stages, "export_and_verify_s": export_s, "article": ARTICLE}
     result |= {"verification": manifest["verification"], "artifacts": manifest["artifacts"], "goals": GOALS}
     return {**result, **_compared(ours, export_s, wish)}
@@ -111,7 +110,7 @@ def preset(name: str, target: Path, **values: str | None) -> Path:
     return target
 
 
-def train(config: Path, store: Path, log: Path, on_line: Any = None) -> list[tuple[float, str]]:
+def train(config: Path, store: Path, log: Path) -> list[tuple[float, str]]:
     """`trainer train` to its end; lines with the seconds since the start at which they came."""
     argv = [sys.executable, "-m", "trainer", "train", "--config", str(config), "--store", str(store)]
     started, lines = time.monotonic(), []
@@ -125,26 +124,15 @@ def train(config: Path, store: Path, log: Path, on_line: Any = None) -> list[tup
             lines.append((at, line.rstrip()))
             copy.write(f"{at:7.1f} {line}")
             copy.flush()
-            if on_line:
-                on_line(line)
     if child.returncode:
         raise RuntimeError("".join(f"{line}\n" for _, line in lines[-25:]))
     return [*lines, (time.monotonic() - started, "end")]
 
 
-def _watch(line: str, nearly_trained: threading.Event) -> None:
-    """The next stage may start to import when four fifths of the steps are done: it needs the GPU 40 s later."""
-    if found := re.match(r"step (\d+)/(\d+)", line):
-        done, total = int(found[1]), int(found[2])
-        if done >= 0.8 * total:
-            nearly_trained.set()
-
-
 def _stages(said: list[tuple[float, str]]) -> dict[str, float]:
-    names = ("data:", "backend:", "base:", "prepared:", "training:", "export: merged", "export: GGUF", "verify: merged")
-    found = {
-        name: round(at, 1) for name in names for at, line in said if line.startswith(name) and "of the base" not in line
-    }
+    """Seconds since the start at which each stage began."""
+    names = ("data:", "backend:", "base:", "prepared:", "training:", "step 1/", "export:", "verify:", "publish:")
+    found = {line.partition(" (")[0][:60]: round(at, 1) for at, line in said if line.startswith(names)}
     return {**found, "end": round(said[-1][0], 1)}
 
 

@@ -1,14 +1,17 @@
 """The GPU suite: from rows to a published run and a served answer, on a real NVIDIA GPU, with one JSON of results each.
 
-usage: python -m tests.gpu.run --phi3-tokenizer FOLDER [--out FOLDER] [--stages plain,phi3,smollm2] [--work FOLDER]
+usage: python -m tests.gpu.run --phi3-tokenizer FOLDER [--out FOLDER] [--stages NAME,…] [--work FOLDER]
 
-plain    the plain stack (transformers, bitsandbytes, peft, trl) on the rows of the stage phi3, to compare with
-phi3     Phi-3-mini's architecture with random weights and the real vocabulary: the preset's 200 steps on rows that fill
-         2048 tokens, then merge, GGUF, verification, publication; memory, speed and export times
-smollm2  SmolLM2-135M with real weights: the demo's config through Unsloth, served, evaluated; and a run that is
-         interrupted and resumed. It starts to import when phi3 has nearly trained: nothing disturbs the timing.
+plain      the plain stack (transformers, bitsandbytes, peft, trl) on the rows of the stage phi3, to compare with
+phi3       Phi-3-mini's architecture with random weights and the real vocabulary: the preset's 200 steps on rows that
+           fill 2048 tokens, then merge, GGUF, verification, publication; memory, speed and export times
+smollm2    SmolLM2-135M with real weights: the demo's config through Unsloth, served, evaluated; and a run that is
+           interrupted and resumed
+llamacpp   the conformance suite of the endpoint (tests/conformance) on llama.cpp with all layers on the GPU
+vllm       the same suite on vLLM's CUDA build, which TUNESHIP_VLLM_PYTHON names where it is not in .venv/vllm
 
-TUNESHIP_LLAMACPP names a llama.cpp folder built for the GPU. Prints one closing line with counts.
+One stage after the other. With several GPUs, two of these commands with other stages and CUDA_VISIBLE_DEVICES can run
+side by side. TUNESHIP_LLAMACPP names a llama.cpp folder built for the GPU. Prints one closing line with counts.
 """
 
 from __future__ import annotations
@@ -19,17 +22,24 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tests.gpu.conformance import conformance
 from tests.gpu.phi3 import phi3, plain
 from tests.gpu.smollm2 import smollm2
 
 Result = dict[str, Any]
-STAGES: dict[str, Callable[[argparse.Namespace], Result]] = {"plain": plain, "phi3": phi3, "smollm2": smollm2}
+STAGES: dict[str, Callable[[argparse.Namespace], Result]] = {
+    "plain": plain,
+    "phi3": phi3,
+    "smollm2": smollm2,
+    "llamacpp": partial(conformance, engine="llamacpp"),
+    "vllm": partial(conformance, engine="vllm"),
+}
 
 
 def run_stage(name: str, wish: argparse.Namespace) -> Result:
@@ -50,17 +60,16 @@ def about() -> Result:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     hardware, packages = json.loads(done.stdout.splitlines()[-1])
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return {"date": date, "command": " ".join(["python -m tests.gpu.run", *sys.argv[1:]])} | {
-        "hardware": hardware,
-        "packages": packages,
-    }
+    words = ["FOLDER" if word.startswith("/") else word for word in sys.argv[1:]]
+    command = " ".join(["python -m tests.gpu.run", *words])
+    return {"date": date, "command": command, "hardware": hardware, "packages": packages}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--phi3-tokenizer", type=Path, help="a folder with Phi-3's tokenizer files")
-    parser.add_argument("--stages", default="plain,phi3,smollm2")
+    parser.add_argument("--stages", default=",".join(STAGES))
     parser.add_argument("--work", type=Path, default=Path("/tmp/tuneship-gpu"))
     parser.add_argument("--phi3-steps", type=int, default=200)
     parser.add_argument("--layers", type=int, default=32)
@@ -68,20 +77,7 @@ def main() -> int:
     os.environ["UNSLOTH_DISABLE_STATISTICS"] = os.environ["HF_HUB_OFFLINE"] = "1"
     wish.out.mkdir(parents=True, exist_ok=True)
     wish.work.mkdir(parents=True, exist_ok=True)
-    wish.phi3_nearly_trained, names = threading.Event(), wish.stages.split(",")
-    if "phi3" not in names:
-        wish.phi3_nearly_trained.set()
-    beside = threading.Thread(target=lambda: results.append(run_stage("smollm2", wish)))
-    results: list[Result] = []
-    if "plain" in names:
-        results.append(run_stage("plain", wish))
-    if "smollm2" in names:
-        beside.start()
-    if "phi3" in names:
-        results.append(run_stage("phi3", wish))
-        wish.phi3_nearly_trained.set()
-    if "smollm2" in names:
-        beside.join()
+    results = [run_stage(name, wish) for name in wish.stages.split(",")]
     checks = {check: passed for result in results for check, passed in result["checks"].items()}
     for check, passed in checks.items():
         print(f"{'ok' if passed else 'FAILED':6} {check}")

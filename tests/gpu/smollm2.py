@@ -26,7 +26,6 @@ WAIT_S = 240
 
 def smollm2(wish: argparse.Namespace) -> dict[str, Any]:
     """The demo's config, with Unsloth beneath."""
-    wish.phi3_nearly_trained.wait()
     config = preset("demo", wish.work / "smollm2.toml", batch_size='4\nbackend = "unsloth"')
     resumed = subprocess.Popen(
         [sys.executable, "-m", "tests.gpu.smollm2", str(config), str(wish.work / "resumed")], cwd=ROOT
@@ -79,11 +78,16 @@ def program(name: str, *arguments: str) -> list[str]:
     return [str(python) if python.exists() else sys.executable, "-m", name, *arguments]
 
 
+def llama_server() -> dict[str, str]:
+    """The server of the llama.cpp folder that TUNESHIP_LLAMACPP names, for the program `server`."""
+    folder = os.environ.get("TUNESHIP_LLAMACPP")
+    return {"TUNESHIP_LLAMA_SERVER": f"{folder}/llama-server"} if folder else {}
+
+
 @contextmanager
 def _served(store: Path, port: int, log: Path) -> Iterator[None]:
-    folder = os.environ.get("TUNESHIP_LLAMACPP")
-    environment = {**os.environ, **({"TUNESHIP_LLAMA_SERVER": f"{folder}/llama-server"} if folder else {})}
-    argv = program("server", "serve", "current", "--store", str(store), "--port", str(port), "--gpu-layers", "99")
+    environment = {**os.environ, **llama_server()}
+    argv = program("server", "serve", "current", "--store", str(store), "--port", str(port), "--engine", "llamacpp")
     with (
         log.open("w") as said,
         subprocess.Popen(argv, cwd=ROOT, stdout=said, stderr=said, env=environment) as server,
