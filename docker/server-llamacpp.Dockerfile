@@ -27,7 +27,8 @@ COPY server server
 RUN python3 -m compileall -q modelstore server
 
 # ---------------------------------------------------------------- llama.cpp for CUDA
-# Its source comes with the package llama-cpp-python (MIT), so a package mirror is all that this build needs.
+# Its source comes with the package llama-cpp-python (MIT), so a package mirror is all that this build needs. This part is
+# the same text in the Dockerfiles of trainer and server: the builder makes it once, and both images have one llama.cpp.
 FROM ${CUDA_IMAGE} AS llamacpp
 # the cards of the last six years; one entry, as in 90-real, builds several times faster
 ARG CUDA_ARCHITECTURES=75-virtual;80-real;86-real;89-real;90-real
@@ -46,13 +47,20 @@ RUN --mount=type=bind,source=requirements,target=/requirements \
     && tar xzf llama_cpp_python-*.tar.gz --strip-components=1
 RUN cmake -S vendor/llama.cpp -B build -G Ninja -DCMAKE_BUILD_TYPE=Release \
         -DGGML_CUDA=ON -DGGML_NATIVE=OFF -DGGML_CUDA_NCCL=OFF -DCMAKE_CUDA_ARCHITECTURES="$CUDA_ARCHITECTURES" \
-        -DBUILD_SHARED_LIBS=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF \
+        -DBUILD_SHARED_LIBS=ON -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF \
         -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF \
-        -DCMAKE_EXE_LINKER_FLAGS="-Wl,-rpath,/opt/llamacpp -L/usr/local/cuda/lib64/stubs" \
-    && cmake --build build --target llama-server \
-    && mkdir /opt/llamacpp \
-    && cp -L build/bin/llama-server /usr/local/cuda/lib64/libcudart.so.13 /usr/local/cuda/lib64/libcublas.so.13 \
-        /usr/local/cuda/lib64/libcublasLt.so.13 /opt/llamacpp/
+        -DCMAKE_BUILD_WITH_INSTALL_RPATH=ON -DCMAKE_INSTALL_RPATH=/opt/llamacpp \
+        -DCMAKE_SHARED_LINKER_FLAGS="-Wl,--disable-new-dtags -L/usr/local/cuda/lib64/stubs" \
+        -DCMAKE_EXE_LINKER_FLAGS="-Wl,--disable-new-dtags,--allow-shlib-undefined,-rpath-link,/src/build/bin" \
+    && cmake --build build --target llama-server llama-quantize llama-imatrix \
+    && mkdir -p /opt/llamacpp /opt/serving \
+    && cp -P build/bin/llama-server build/bin/lib*.so* /opt/serving/ \
+    && cp -P build/bin/llama-quantize build/bin/llama-imatrix /opt/llamacpp/ \
+    && cp -P /opt/serving/* /opt/llamacpp/ \
+    && cp -r vendor/llama.cpp/conversion vendor/llama.cpp/gguf-py vendor/llama.cpp/convert_hf_to_gguf.py \
+        vendor/llama.cpp/convert_lora_to_gguf.py vendor/llama.cpp/LICENSE /opt/llamacpp/ \
+    && cp -L /usr/local/cuda/lib64/libcudart.so.13 /usr/local/cuda/lib64/libcublas.so.13 \
+        /usr/local/cuda/lib64/libcublasLt.so.13 /opt/serving/
 
 # ---------------------------------------------------------------- images
 FROM system AS image
@@ -79,7 +87,7 @@ ENTRYPOINT ["python3", "-m", "server"]
 CMD ["serve", "--engine", "llamacpp", "--host", "0.0.0.0"]
 
 FROM image AS cuda
-COPY --link --from=llamacpp /opt/llamacpp /opt/llamacpp
+COPY --link --from=llamacpp /opt/serving /opt/llamacpp
 ENV TUNESHIP_LLAMA_SERVER=/opt/llamacpp/llama-server \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility

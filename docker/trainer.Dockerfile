@@ -1,6 +1,7 @@
 # Fine-tunes, exports, verifies and publishes. Targets: cpu (default), cuda.
 #   docker build -f docker/trainer.Dockerfile --target cpu -t tuneship/trainer:cpu .
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
+ARG CUDA_IMAGE=nvidia/cuda:13.0.1-devel-ubuntu22.04@sha256:bb3de902bc1b522231cffea98a4d25a16ddb9fc8685a958b48d83036f46fd0c2
 
 # --build-context wheels=FOLDER replaces it
 FROM scratch AS wheels
@@ -39,9 +40,12 @@ RUN --mount=type=bind,source=docker/install,target=/install \
     --mount=type=cache,target=/root/.cache/pip \
     --mount=type=secret,id=pip_conf --mount=type=secret,id=ca_bundle \
     /install/pip --require-hashes --no-deps -r /requirements/hashed/trainer-cuda.txt \
-    && /install/pip --require-hashes --no-deps --target /opt/venv/converter -r /requirements/hashed/converter.txt \
     && /install/pip --require-hashes --no-deps -r /requirements/hashed/embedded.txt \
     && rm -r /opt/venv/lib/python3*/site-packages/studio /opt/venv/lib/python3*/site-packages/unsloth_cli
+# llama.cpp runs with the CUDA libraries that torch brings, where it looks for its own
+RUN mkdir /opt/llamacpp && for library in libcudart.so.13 libcublas.so.13 libcublasLt.so.13; do \
+        found="$(ls /opt/venv/lib/python3*/site-packages/nvidia/cu13/lib/"$library")" \
+        && ln -s "$found" /opt/llamacpp/ || exit 1; done
 
 FROM system AS source
 WORKDIR /app
@@ -50,6 +54,42 @@ COPY trainer trainer
 COPY configs configs
 COPY data data
 RUN python3 -m compileall -q modelstore trainer
+
+# ---------------------------------------------------------------- llama.cpp for CUDA
+# Its source comes with the package llama-cpp-python (MIT), so a package mirror is all that this build needs. This part is
+# the same text in the Dockerfiles of trainer and server: the builder makes it once, and both images have one llama.cpp.
+FROM ${CUDA_IMAGE} AS llamacpp
+# the cards of the last six years; one entry, as in 90-real, builds several times faster
+ARG CUDA_ARCHITECTURES=75-virtual;80-real;86-real;89-real;90-real
+RUN --mount=type=bind,source=docker/install,target=/install \
+    --mount=type=secret,id=apt_sources --mount=type=secret,id=ca_bundle \
+    /install/apt cmake ninja-build python3-pip
+WORKDIR /src
+RUN --mount=type=bind,source=requirements,target=/requirements \
+    --mount=type=bind,from=wheels,target=/wheels \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=pip_conf --mount=type=secret,id=ca_bundle \
+    if [ -s /run/secrets/pip_conf ]; then export PIP_CONFIG_FILE=/run/secrets/pip_conf; fi; \
+    if [ -s /run/secrets/ca_bundle ]; then export PIP_CERT=/run/secrets/ca_bundle; fi; \
+    python3 -m pip download --no-deps --no-binary llama-cpp-python --find-links /wheels \
+        --require-hashes -r /requirements/hashed/llamacpp-source.txt \
+    && tar xzf llama_cpp_python-*.tar.gz --strip-components=1
+RUN cmake -S vendor/llama.cpp -B build -G Ninja -DCMAKE_BUILD_TYPE=Release \
+        -DGGML_CUDA=ON -DGGML_NATIVE=OFF -DGGML_CUDA_NCCL=OFF -DCMAKE_CUDA_ARCHITECTURES="$CUDA_ARCHITECTURES" \
+        -DBUILD_SHARED_LIBS=ON -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF \
+        -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF \
+        -DCMAKE_BUILD_WITH_INSTALL_RPATH=ON -DCMAKE_INSTALL_RPATH=/opt/llamacpp \
+        -DCMAKE_SHARED_LINKER_FLAGS="-Wl,--disable-new-dtags -L/usr/local/cuda/lib64/stubs" \
+        -DCMAKE_EXE_LINKER_FLAGS="-Wl,--disable-new-dtags,--allow-shlib-undefined,-rpath-link,/src/build/bin" \
+    && cmake --build build --target llama-server llama-quantize llama-imatrix \
+    && mkdir -p /opt/llamacpp /opt/serving \
+    && cp -P build/bin/llama-server build/bin/lib*.so* /opt/serving/ \
+    && cp -P build/bin/llama-quantize build/bin/llama-imatrix /opt/llamacpp/ \
+    && cp -P /opt/serving/* /opt/llamacpp/ \
+    && cp -r vendor/llama.cpp/conversion vendor/llama.cpp/gguf-py vendor/llama.cpp/convert_hf_to_gguf.py \
+        vendor/llama.cpp/convert_lora_to_gguf.py vendor/llama.cpp/LICENSE /opt/llamacpp/ \
+    && cp -L /usr/local/cuda/lib64/libcudart.so.13 /usr/local/cuda/lib64/libcublas.so.13 \
+        /usr/local/cuda/lib64/libcublasLt.so.13 /opt/serving/
 
 # ---------------------------------------------------------------- images
 FROM system AS image
@@ -92,9 +132,12 @@ RUN --mount=type=bind,source=docker/install,target=/install \
 ARG UID=10001
 ARG GID=10001
 USER ${UID}:${GID}
-ENV NVIDIA_VISIBLE_DEVICES=all \
+ENV TUNESHIP_LLAMACPP=/opt/llamacpp \
+    NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --link --from=dependencies-cuda /opt/venv /opt/venv
+COPY --link --from=dependencies-cuda /opt/llamacpp /opt/llamacpp
+COPY --link --from=llamacpp /opt/llamacpp /opt/llamacpp
 COPY --link --from=source /app /app
 
 FROM image AS cpu

@@ -13,6 +13,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from tools.export_page import matrix_gain
 from tools.serving_page import serving
 from tools.trust_page import trust
 
@@ -35,6 +36,7 @@ def page() -> str:
         _demo(demo),
         _train_cpu(processor),
         _broken(broken),
+        matrix_gain(json.loads((RESULTS / "importance-matrix.json").read_text())),
         _gpu(plain, training),
         *trust(RESULTS),
         *serving(RESULTS),

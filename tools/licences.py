@@ -27,7 +27,7 @@ IMAGES = {
     "server": "server",
     "trainer": "trainer (cpu)",
     "trainer-cuda": "trainer (cuda)",
-    "converter": "trainer (both)",
+    "converter": "trainer (cpu)",
     "embedded": "trainer (both)",
 }
 

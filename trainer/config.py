@@ -114,6 +114,10 @@ class ExportConfig(_Section):
 
     quantizations: tuple[str, ...] = Field(default=("Q8_0", "Q4_K_M"), min_length=1)
     serve_quantization: str = "Q8_0"
+    importance_matrix: bool = Field(
+        default=False, description="weigh the quantization errors by the training rows (needs a llama.cpp folder)"
+    )
+    adapter_gguf: bool = Field(default=False, description="the adapter as a GGUF too, for `llama-server --lora`")
 
     @model_validator(mode="after")
     def _served_is_exported(self) -> ExportConfig:
@@ -139,6 +143,8 @@ class TrainConfig(_Section):
                 f'training.method = "full" changes the weights themselves, and {self.model.weights} cannot hold small '
                 'changes: set model.weights = "auto"'
             )
+        if self.training.method == "full" and self.export.adapter_gguf:
+            raise ValueError('training.method = "full" makes no adapter: remove export.adapter_gguf')
         if self.training.method == "full" and self.training.backend == "unsloth":
             raise ValueError('training.method = "full" is done by the transformers backend: set backend = "auto"')
         return self

@@ -14,7 +14,8 @@ from pathlib import Path
 from modelstore import ArtifactSpec, Base, Store
 from modelstore.files import exclusive_lock
 from modelstore.machine import cpu_threads
-from trainer.gguf_files import BITS, convert, end_children, quantize
+from trainer.gguf_files import BITS, convert, convert_adapter, end_children, quantize
+from trainer.importance import importance_matrix
 from trainer.merge import merge_files, round_files
 
 SPARE_THREADS = 8  # from here on the base's files are made while the model trains
@@ -45,9 +46,11 @@ def export(
     quantizations: tuple[str, ...],
     say: Say,
     trained: Path | None = None,
+    calibration: str | None = None,
+    adapter_gguf: bool = False,
 ) -> list[ArtifactSpec]:
     """Write all artifacts below `staging`, where adapter/ is, or from the `trained` weights; `base_files` returns when
-    the base has its own.
+    the base has its own. With a `calibration` text the run's files are quantized by its importance matrix.
     """
     for name in ("merged", "gguf"):
         shutil.rmtree(staging / name, ignore_errors=True)  # what an interrupted attempt left
@@ -57,14 +60,22 @@ def export(
     else:
         merge_files(base.folder("hf"), staging / "adapter", staging / "merged")
     say(f"export: GGUF {', '.join(quantizations)}")
-    specs = make_gguf(staging / "merged", staging / "gguf", "tuned", quantizations, base.id)
-    base_files()
+    specs = make_gguf(staging / "merged", staging / "gguf", "tuned", quantizations, base.id, calibration)
     adapter = [] if trained else [ArtifactSpec("adapter", "adapter")]
+    if adapter_gguf:
+        convert_adapter(staging / "adapter", base.folder("hf"), staging / "gguf" / "adapter.gguf")
+        adapter.append(ArtifactSpec("adapter-gguf", "gguf/adapter.gguf"))
+    base_files()
     return [*adapter, ArtifactSpec("merged", "merged"), *specs]
 
 
 def make_gguf(
-    model_folder: Path, folder: Path, name: str, quantizations: tuple[str, ...], base_id: str
+    model_folder: Path,
+    folder: Path,
+    name: str,
+    quantizations: tuple[str, ...],
+    base_id: str,
+    calibration: str | None = None,
 ) -> list[ArtifactSpec]:
     """Convert once to BF16, quantize each from that. The BF16 file stays only when it was asked for.
 
@@ -75,9 +86,13 @@ def make_gguf(
     convert(model_folder, sixteen_bit, base_id)
     wanted = [each for each in quantizations if each != "BF16"]
     at_once = max(1, min(len(wanted), cpu_threads() // QUANTIZER_THREADS))
+    threads = max(1, cpu_threads() // at_once)
+    matrix = importance_matrix(sixteen_bit, calibration) if calibration and wanted else None
+    targets = [folder / f"{name}-{each}.gguf" for each in wanted]
     with ThreadPoolExecutor(at_once) as pool:
-        threads = max(1, cpu_threads() // at_once)
-        list(pool.map(lambda each: quantize(sixteen_bit, folder / f"{name}-{each}.gguf", each, threads), wanted))
+        list(pool.map(lambda target, each: quantize(sixteen_bit, target, each, threads, matrix), targets, wanted))
+    if matrix:
+        matrix.unlink()
     if "BF16" not in quantizations:
         sixteen_bit.unlink()
     return [ArtifactSpec("gguf", f"{folder.name}/{name}-{each}.gguf", each) for each in quantizations]

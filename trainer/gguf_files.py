@@ -1,7 +1,8 @@
-"""Makes GGUF files with llama.cpp's own tools: the converter in a child process, the quantizer in another.
+"""Makes GGUF files with llama.cpp's own tools: each converter in a child process, the quantizer in another.
 
 A child, because llama.cpp ends the process at a file that it does not like. The tools are those of the llama.cpp folder
-that TUNESHIP_LLAMACPP names (images have one, of the commit that serves), or else those of the environment's packages.
+that TUNESHIP_LLAMACPP names, or else those of the environment's packages; the converter of adapters, which no package
+has, is then the copy in vendor/.
 """
 
 from __future__ import annotations
@@ -61,23 +62,39 @@ def llamacpp_folder() -> Path | None:
 
 def convert(model_folder: Path, gguf: Path, model_name: str) -> None:
     """A model folder to a BF16 GGUF with the chat template embedded."""
-    converter = llamacpp_folder() or Path(sys.prefix) / "converter"
-    script = converter / "convert_hf_to_gguf.py"
+    script = _converter() / "convert_hf_to_gguf.py"
     if not script.exists():
         raise UserError(f"llama.cpp's converter is not at {script}. `make setup` installs it.")
-    argv = [sys.executable, str(script), str(model_folder), "--outfile", str(gguf), "--outtype", "bf16"]
-    argv += ["--model-name", model_name]
-    paths = [str(converter), str(converter / "gguf-py"), *sys.path]
-    _run(argv, {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}, gguf)
+    _convert(script, gguf, str(model_folder), "--outtype", "bf16", "--model-name", model_name)
 
 
-def quantize(source: Path, target: Path, quantization: str, threads: int) -> None:
-    """A 16-bit GGUF to another type, with llama.cpp's own mixture of types per tensor."""
+def convert_adapter(adapter: Path, base: Path, gguf: Path) -> None:
+    """A PEFT adapter to a GGUF with its A and B in 32 bits; of the base model's folder only the settings are read."""
+    script = (llamacpp_folder() or Path(__file__).parent / "vendor") / "convert_lora_to_gguf.py"
+    _convert(script, gguf, str(adapter), "--base", str(base), "--outtype", "f32")
+
+
+def _converter() -> Path:
+    return llamacpp_folder() or Path(sys.prefix) / "converter"
+
+
+def _convert(script: Path, gguf: Path, *arguments: str) -> None:
+    paths = [str(_converter()), str(_converter() / "gguf-py"), *sys.path]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
+    run_tool([sys.executable, str(script), *arguments, "--outfile", str(gguf)], environment, gguf)
+
+
+def quantize(source: Path, target: Path, quantization: str, threads: int, matrix: Path | None = None) -> None:
+    """A 16-bit GGUF to another type, with llama.cpp's own mixture of types per tensor.
+
+    An importance `matrix` (trainer/importance.py) lies beside the target and needs a llama.cpp folder.
+    """
     if folder := llamacpp_folder():
-        argv = [str(folder / "llama-quantize"), str(source), str(target), quantization, str(threads)]
+        importance = ["--imatrix", matrix.name] if matrix else []  # a name, because the file will quote it
+        argv = [str(folder / "llama-quantize"), *importance, str(source.resolve()), str(target.resolve())]
     else:
-        argv = [sys.executable, "-m", "trainer.gguf_files", str(source), str(target), quantization, str(threads)]
-    _run(argv, child_environment(), target)
+        argv = [sys.executable, "-m", "trainer.gguf_files", str(source), str(target)]
+    run_tool([*argv, quantization, str(threads)], child_environment(), target, target.parent if matrix else None)
 
 
 def child_environment() -> dict[str, str]:
@@ -91,10 +108,11 @@ def end_children() -> None:
         child.kill()
 
 
-def _run(argv: list[str], environment: dict[str, str], target: Path) -> None:
+def run_tool(argv: list[str], environment: dict[str, str], target: Path, folder: Path | None = None) -> None:
+    """Run a program that makes `target`, in `folder` or here. Raises ExportError with the end of what it said."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with subprocess.Popen(
-        bound(argv), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        bound(argv), cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as child:
         _children.add(child)
         try:

@@ -1,6 +1,6 @@
 """Child program: loads a GGUF in the engine that serves it and answers the probes of the verification.
 
-stdin: {"gguf", "threads", "context", "gpu_layers", "llamacpp", "texts", "max_tokens",
+stdin: {"gguf", "adapter" (a GGUF, or empty), "threads", "context", "gpu_layers", "llamacpp", "texts", "max_tokens",
 "probes": [{"prompt_ids", "answer_ids"}]}
 stdout: one JSON document.
 A child, because llama.cpp ends the process at a file that it does not like.
@@ -56,6 +56,8 @@ def _served(wish: dict[str, Any]) -> Iterator[str]:
     parameters.n_parallel = 1
     parameters.ui = False
     parameters.n_gpu_layers = wish["gpu_layers"]
+    if wish["adapter"]:
+        parameters.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(wish["adapter"], 1.0)]
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = wish["threads"]
     server = xllamacpp.Server(parameters)  # the name keeps it alive
     yield server.listening_address
@@ -70,6 +72,7 @@ def _llama_server(wish: dict[str, Any]) -> Iterator[str]:
     argv = [str(Path(wish["llamacpp"]) / "llama-server"), "--model", wish["gguf"], "--port", str(port), "--jinja"]
     argv += ["--ctx-size", str(wish["context"]), "--parallel", "1", "--n-gpu-layers", str(wish["gpu_layers"])]
     argv += ["--threads", str(wish["threads"]), "--no-webui"]
+    argv += ["--lora", wish["adapter"]] if wish["adapter"] else []
     child = subprocess.Popen(bound(argv), stdout=subprocess.DEVNULL, stderr=sys.stderr)
     try:
         url = f"http://127.0.0.1:{port}"

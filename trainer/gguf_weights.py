@@ -42,7 +42,8 @@ def compare_gguf(gguf: Path, base: Path, merged: Path) -> GgufError:
 
     reader = GGUFReader(gguf)
     there = {tensor.name: tensor for tensor in reader.tensors}
-    name_in_gguf, before = _names(reader), dict(read_tensors(base))
+    blocks = reader.fields[f"{architecture(reader)}.block_count"].contents()
+    name_in_gguf, before = names_in_gguf(reader, blocks), dict(read_tensors(base))
     worst, worst_tensor, count, unknown, along, change, noise = 0.0, "", 0, 0, 0.0, 0.0, 0.0
     for name, read in read_tensors(merged):
         tensor = there.get(name_in_gguf(name))
@@ -92,9 +93,16 @@ def _orders(reader: Any, name: str, rows: int) -> Iterator[Any]:
     yield np.arange(rows)
     key = next((key for suffix, key in HEADS.items() if name.endswith(suffix)), None)
     if key:
-        heads = reader.fields[f"{_architecture(reader)}.{key}"].contents()
+        heads = reader.fields[f"{architecture(reader)}.{key}"].contents()
         if isinstance(heads, int):
-            yield np.arange(rows).reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1)
+            yield paired_rows(rows, heads)
+
+
+def paired_rows(rows: int, heads: int) -> Any:
+    """Where llama.cpp's rows of queries and keys come from: it puts the two halves of each rotary pair side by side."""
+    import numpy as np
+
+    return np.arange(rows).reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1)
 
 
 def _numbers(tensor: Any, rows: Any) -> Any:
@@ -103,17 +111,17 @@ def _numbers(tensor: Any, rows: Any) -> Any:
     return tensor[rows].float().numpy().astype(np.float64)
 
 
-def _names(reader: Any) -> Callable[[str], str]:
-    """From a tensor's name in safetensors to that in the file."""
+def names_in_gguf(reader: Any, blocks: int) -> Callable[[str], str]:
+    """From a tensor's name in safetensors to that in the file of a model with so many blocks."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
-    architecture = _architecture(reader)
-    kind = next(kind for kind, name in MODEL_ARCH_NAMES.items() if name == architecture)
-    names = get_tensor_name_map(kind, reader.fields[f"{architecture}.block_count"].contents())
+    kind = next(kind for kind, name in MODEL_ARCH_NAMES.items() if name == architecture(reader))
+    names = get_tensor_name_map(kind, blocks)
     return lambda name: names.get_name(name, (".weight", ".bias")) or ""
 
 
-def _architecture(reader: Any) -> str:
+def architecture(reader: Any) -> str:
+    """llama.cpp's name of the model's kind."""
     return str(reader.fields["general.architecture"].contents())
 
 

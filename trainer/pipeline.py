@@ -17,6 +17,7 @@ from trainer.export import base_files, export, needed_bytes
 from trainer.failures import saying_when_full
 from trainer.finetune import Finetuned, finetune
 from trainer.gguf_files import refuse_unknown
+from trainer.importance import calibration_text, imatrix_program
 from trainer.machine import hardware, package_versions, precision
 from trainer.plan_check import Planned, check, train_within_memory
 from trainer.prepare import Prepared, prepare
@@ -24,6 +25,7 @@ from trainer.probes import choose_probes
 from trainer.progress import Reporter
 from trainer.rows import Rows, read_rows
 from trainer.verify import measure_reference, verify
+from trainer.verify_options import verify_options
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ def train(
     rows = read_rows(config.data.path, max_bad_share=config.data.max_bad_rows_share)
     report.say(f"data: {config.data.path}: {len(rows.conversations)} rows, format {rows.format}")
     refuse_unknown(config.export.quantizations)
+    if config.export.importance_matrix:
+        imatrix_program()  # or a refusal, before anything is trained
     store.create()
     fingerprint = f"{config_sha256(config)} {rows.sha256}"
     if not again and (run := unfinished.published(store, config_sha256(config), rows.sha256)):
@@ -119,10 +123,19 @@ def _train_and_publish(
         tuned.save_adapter(staging.path / "adapter")
         tuned.release()
         artifacts = export(
-            base, staging.path, base_has_files, quantizations=quantizations, say=report.say, trained=tuned.weights
+            base,
+            staging.path,
+            base_has_files,
+            quantizations=quantizations,
+            say=report.say,
+            trained=tuned.weights,
+            calibration=calibration_text(prepared.train, tokenizer) if config.export.importance_matrix else None,
+            adapter_gguf=config.export.adapter_gguf,
         )
     artifacts += _keep_records(work, staging.path, prepared)
     checks = verify(staging.path, base, artifacts, tokenizer, reference, report.say, tuned.weights)
+    base = store.base(base.id)  # with the files that were made meanwhile
+    checks += verify_options(staging.path, base, artifacts, tokenizer, reference, config.export, report.say)
     if failed := [check for check in checks if not check.passed]:
         raise VerificationFailed(failed, staging.path)
     report.say(f"publish: {staging.run_id}")

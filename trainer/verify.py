@@ -173,10 +173,10 @@ def _check_merged(merged: Measured, reference: Reference) -> Check:
     if len(set(sizes.values())) > 1:
         return Check("merged is the fine-tune", False, {**sizes}, "the same vocabulary")
     found = compare(reference.tuned.logprobs, merged.logprobs, reference.answers)
-    return _agreement("merged", found, FEWER_BITS if reference.four_bits else MERGED, reference, merged.greedy)
+    return agreement("merged", found, FEWER_BITS if reference.four_bits else MERGED, reference, merged.greedy)
 
 
-def _agreement(
+def agreement(
     name: str, found: Agreement, limits: Limits, reference: Reference, greedy: Sequence[Sequence[int]]
 ) -> Check:
     """Greedy answers are compared where the fine-tune gives the trained answer; elsewhere near-ties decide."""
@@ -209,36 +209,44 @@ def _holds_weights(gguf: Path, base: Path, merged: Path) -> Check:
 
 def _check_gguf(gguf: Path, quantization: str, tokenizer: Any, reference: Reference, merged: Measured) -> list[Check]:
     try:
-        found = _ask_engine(gguf, reference.probes)
-        if any(value is None for probe in found["positions"] for top in probe for _, value in top):
-            raise ValueError("the engine's probabilities are not numbers")
+        found = ask_engine(gguf, reference.probes)
     except (subprocess.CalledProcessError, ValueError) as error:
-        said = str(getattr(error, "stderr", "") or error).strip()[-300:]
-        return [Check(f"{gguf.name} loads", False, {"error": said}, "llama.cpp loads it and answers")]
+        return [does_not_load(gguf, error)]
     measured = compare_listed(merged.logprobs, found["positions"], reference.answers)
-    end = tokenizer.eos_token_id
-    greedy = [_with_end(answer, end) for answer in found["answers"]]
     few_bits = not quantization.startswith(("Q8", "F16", "BF16"))
     limits = FEWER_BITS if few_bits else EIGHT_BITS_AND_MORE
     return [
         _same_tokens(gguf, tokenizer, found),
         _same_template(gguf, tokenizer, found),
-        _agreement(gguf.name, measured, limits, reference, greedy),
+        agreement(gguf.name, measured, limits, reference, greedy_ids(found, tokenizer)),
         _stops(gguf, reference, found),
     ]
 
 
-def _with_end(answer: dict[str, Any], end: int) -> list[int]:
-    """The engine leaves the token out at which it stopped."""
-    ids: list[int] = answer["ids"]
-    return ids if answer["stop_type"] != "eos" or ids[-1:] == [end] else [*ids, end]
+def does_not_load(gguf: Path, error: Exception) -> Check:
+    """The failed check of a file that the engine refused."""
+    said = str(getattr(error, "stderr", "") or error).strip()[-300:]
+    return Check(f"{gguf.name} loads", False, {"error": said}, "llama.cpp loads it and answers")
 
 
-def _ask_engine(gguf: Path, probes: Sequence[Probe]) -> dict[str, Any]:
+def greedy_ids(found: dict[str, Any], tokenizer: Any) -> list[list[int]]:
+    """The engine's answers with the end token, which it leaves out where it stopped at it."""
+    end, answers = tokenizer.eos_token_id, found["answers"]
+    ids: list[list[int]] = [answer["ids"] for answer in answers]
+    ended = [answer["stop_type"] == "eos" for answer in answers]
+    return [[*each, end] if stop and each[-1:] != [end] else each for each, stop in zip(ids, ended, strict=True)]
+
+
+def ask_engine(gguf: Path, probes: Sequence[Probe], adapter: Path | None = None) -> dict[str, Any]:
+    """What llama.cpp answers with this file, and with an `adapter` GGUF applied to it; trainer/gguf_probe.py says what.
+
+    Raises CalledProcessError where it does not load, ValueError where its probabilities are not numbers.
+    """
     import torch
 
     wish = {
         "gguf": str(gguf),
+        "adapter": str(adapter or ""),
         "threads": cpu_threads(),
         "context": 512 + max(len(p.prompt_ids) + len(p.answer_ids) for p in probes) + MAX_ANSWER_TOKENS,
         "gpu_layers": 999 if torch.cuda.is_available() else 0,
@@ -250,6 +258,8 @@ def _ask_engine(gguf: Path, probes: Sequence[Probe]) -> dict[str, Any]:
     argv, environment = bound([sys.executable, "-m", "trainer.gguf_probe"]), child_environment()
     done = subprocess.run(argv, input=json.dumps(wish), env=environment, capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout)
+    if any(value is None for probe in found["positions"] for top in probe for _, value in top):
+        raise ValueError("the engine's probabilities are not numbers")
     return found
 
 

@@ -51,6 +51,31 @@ def test_every_image_runs_as_the_same_user_and_has_the_same_mount_point() -> Non
         assert re.search(r'install -d -o "\$UID" -g "\$GID" /app/models', dockerfile), path
 
 
+def stage(name: str, dockerfile: str) -> str:
+    """From a FROM to the next one, without what stands above it."""
+    found = re.search(rf"^FROM \S+ AS {name}$.*?(?=^# -+ |^FROM )", dockerfile, re.MULTILINE | re.DOTALL)
+    assert found, name
+    return found[0]
+
+
+def test_the_cuda_images_have_one_llama_cpp_from_one_source() -> None:
+    """Converters, quantizer, imatrix and engines are built by one stage, whose source is locked by its hash."""
+    trainer, server = ((ROOT / f"docker/{name}.Dockerfile").read_text() for name in ("trainer", "server-llamacpp"))
+    assert stage("llamacpp", trainer) == stage("llamacpp", server)
+    bases = [re.findall(r"^ARG CUDA_IMAGE=.*$", text, re.MULTILINE) for text in (trainer, server)]
+    assert bases[0] == bases[1] and len(bases[0]) == 1
+    assert "--require-hashes -r /requirements/hashed/llamacpp-source.txt" in stage("llamacpp", trainer)
+    for made in ("llama-server", "llama-quantize", "llama-imatrix", "convert_hf_to_gguf.py", "convert_lora_to_gguf.py"):
+        assert re.search(rf"[ /]{made} .*/opt/llamacpp/", re.sub(r"\\\n\s*", " ", stage("llamacpp", trainer))), made
+    assert "TUNESHIP_LLAMACPP=/opt/llamacpp" in trainer and "converter.txt" not in stage("dependencies-cuda", trainer)
+    assert "TUNESHIP_LLAMA_SERVER=/opt/llamacpp/llama-server" in server
+
+
+def test_the_trainer_verifies_in_the_engine_that_serves() -> None:
+    locks = [(ROOT / "requirements" / f"{name}.lock").read_text() for name in ("trainer", "trainer-cuda", "server")]
+    assert len({found for lock in locks for found in re.findall(r"^xllamacpp==.*$", lock, re.MULTILINE)}) == 1
+
+
 def test_the_proxy_configuration_is_what_its_tool_writes() -> None:
     written = subprocess.check_output([ROOT / "tools/balancer.py", "--tls", "server:8000"], text=True)
     assert (ROOT / "docker" / "haproxy.cfg").read_text() == written

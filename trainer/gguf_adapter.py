@@ -1,0 +1,58 @@
+"""Compares an adapter's GGUF with the PEFT adapter that it was made from: every A, every B and the scale."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.gguf_weights import names_in_gguf, paired_rows
+from trainer.weights import read_adapter
+
+HEADS = {"attn_q.weight": "num_attention_heads", "attn_k.weight": "num_key_value_heads"}
+
+
+@dataclass(frozen=True)
+class AdapterError:
+    """different: the tensors whose values, or whose presence, are not the adapter's. alpha, wanted_alpha: the scale's
+    numerator in the file and in the adapter.
+    """
+
+    tensors: int
+    different: tuple[str, ...]
+    alpha: float
+    wanted_alpha: float
+
+
+def compare_adapter(gguf: Path, adapter: Path, base: Path) -> AdapterError:
+    """Values must be equal, not close: the file holds them in 32 bits. `base` is the base model's folder."""
+    from gguf import GGUFReader, dequantize
+
+    reader, pairs = GGUFReader(gguf), read_adapter(adapter)[0]
+    model = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    name_in_gguf = names_in_gguf(reader, model["num_hidden_layers"])
+    wanted: dict[str, list[Any]] = {}
+    for module, pair in pairs.items():
+        name = name_in_gguf(f"{module}.weight") or module
+        wanted[f"{name}.lora_a"] = [pair["A"].float().numpy()]
+        wanted[f"{name}.lora_b"] = _orders(name, pair["B"].float().numpy(), model)
+    there = {tensor.name: dequantize(tensor.data, tensor.tensor_type) for tensor in reader.tensors}
+    different = [name for name in wanted if name not in there or not _equals_one(there[name], wanted[name])]
+    different += [name for name in there if name not in wanted]
+    alpha = float(reader.fields["adapter.lora.alpha"].contents())
+    wanted_alpha = float(json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["lora_alpha"])
+    return AdapterError(len(there), tuple(sorted(different)), alpha, wanted_alpha)
+
+
+def _orders(name: str, b: Any, model: dict[str, Any]) -> list[Any]:
+    """B as it is and, for queries and keys, with its rows in llama.cpp's order."""
+    key = next((key for suffix, key in HEADS.items() if name.endswith(suffix)), None)
+    heads = model.get(key, model["num_attention_heads"]) if key else None
+    return [b, b[paired_rows(len(b), heads)]] if heads else [b]
+
+
+def _equals_one(found: Any, candidates: list[Any]) -> bool:
+    import numpy as np
+
+    return any(np.array_equal(found, each) for each in candidates)
