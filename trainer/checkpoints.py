@@ -35,19 +35,30 @@ def step_of(checkpoint: Path) -> int:
 def written_aside(trainer: Any) -> Iterator[Path]:
     """A folder to write one checkpoint into; with the end of the block it appears under its own name.
 
+    Processes that train together call it together: each writes its part, the first one moves the whole.
     Raises NotFinite before anything is written: the last good checkpoint stays the newest.
     """
     if not is_finite(trainer.model):
         raise NotFinite
     folder = Path(trainer.args.output_dir)
     aside = folder / ASIDE
-    shutil.rmtree(aside, ignore_errors=True)  # what a killed process left
-    aside.mkdir(parents=True)
+    if trainer.args.process_index == 0:
+        shutil.rmtree(aside, ignore_errors=True)  # what a killed process left
+        aside.mkdir(parents=True)
+    trainer.accelerator.wait_for_everyone()
     yield aside
     name = f"checkpoint-{trainer.state.global_step}"
     if trainer.state.best_model_checkpoint == str(aside / name):
         trainer.state.best_model_checkpoint = str(folder / name)
-        trainer.state.save_to_json(str(aside / name / STATE))
+    trainer.accelerator.wait_for_everyone()
+    if trainer.args.process_index == 0:
+        _publish(trainer, aside, name)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _publish(trainer: Any, aside: Path, name: str) -> None:
+    folder = aside.parent
+    trainer.state.save_to_json(str(aside / name / STATE))  # with the name that the best one has from now on
     sync_tree(aside)
     if not (folder / name).exists():
         (aside / name).rename(folder / name)

@@ -19,3 +19,11 @@ def bound(argv: list[str]) -> list[str]:
     if sys.platform != "linux":
         return argv
     return [sys.executable, "-I", "-S", "-c", _BOUND, str(os.getpid()), *argv]
+
+
+def end_with_parent() -> None:
+    """For a program of ours that another one starts: from now on it dies with that one."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, 9)

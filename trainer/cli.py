@@ -46,6 +46,7 @@ def train(
     """Data in, published run out. The same command resumes a stopped run."""
     prepare_process()
     from modelstore import Store
+    from trainer.across import RanksFailed
     from trainer.config import load_config
     from trainer.divergence import Diverged
     from trainer.finetune import Stopped
@@ -65,7 +66,7 @@ def train(
     except Stopped as stopped:
         click.echo(str(stopped), err=True)
         sys.exit(EXIT_STOPPED)
-    except (Diverged, ExportError, MergeError, VerificationFailed) as failure:
+    except (Diverged, ExportError, MergeError, RanksFailed, VerificationFailed) as failure:
         click.echo(f"error: {failure}", err=True)
         sys.exit(EXIT_FAILED)
     finally:

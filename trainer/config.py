@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -72,6 +73,9 @@ class TrainingConfig(_Section):
     max_steps: Annotated[int, Field(ge=1)] | None = Field(default=None, description="optimizer steps; wins over epochs")
     batch_size: int = Field(default=4, ge=1, le=4096, description="rows per forward pass")
     gradient_accumulation_steps: int = Field(default=1, ge=1, le=4096, description="forward passes per optimizer step")
+    processes: int = Field(
+        default=1, ge=1, le=64, description="one for each GPU; they share the rows of every optimizer step"
+    )
     learning_rate: float = Field(default=2e-4, gt=0, le=1)
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
     warmup_steps: int = Field(default=10, ge=0)
@@ -101,6 +105,20 @@ class TrainingConfig(_Section):
         if self.epochs is None and self.max_steps is None:
             raise ValueError("set epochs or max_steps")
         return self
+
+    @model_validator(mode="after")
+    def _shares_are_equal(self) -> TrainingConfig:
+        if (rows := self.batch_size * self.gradient_accumulation_steps) % self.processes:
+            raise ValueError(
+                f"batch_size x gradient_accumulation_steps = {rows} rows cannot be shared by processes = "
+                f"{self.processes}: make one a multiple of the other"
+            )
+        return self
+
+    def share(self) -> tuple[int, int]:
+        """Rows per forward pass and forward passes per optimizer step in each process; fewer passes come first."""
+        common = math.gcd(self.processes, self.gradient_accumulation_steps)
+        return self.batch_size * common // self.processes, self.gradient_accumulation_steps // common
 
     @model_validator(mode="after")
     def _best_is_kept(self) -> TrainingConfig:
@@ -206,8 +224,9 @@ def config_dict(config: TrainConfig) -> dict[str, Any]:
 def config_sha256(config: TrainConfig) -> str:
     """Hash of everything that decides the trained weights and the exported files.
 
-    Paths are left out: the data's own hash stands for them.
+    Paths are left out: the data's own hash stands for them. So is the number of processes: the same rows make a step.
     """
     tree = config_dict(config)
+    del tree["training"]["processes"]
     del tree["data"]["path"], tree["data"]["questions"]
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()

@@ -16,9 +16,9 @@ STEPS = 2  # one, and a second because the optimizer's state exists only after t
 
 def dry_run(config: TrainConfig, store: Store, report: Any) -> dict[str, Any]:
     """Figures in bytes and seconds. The base is brought into the store as for a training; nothing else stays."""
+    from trainer.across import finetuner
     from trainer.backends import choose_backend
     from trainer.bases import resolve_base
-    from trainer.finetune import finetune
     from trainer.pipeline import load_tokenizer, prepare_rows
     from trainer.plan_check import check
     from trainer.prepare import Prepared
@@ -34,7 +34,7 @@ def dry_run(config: TrainConfig, store: Store, report: Any) -> dict[str, Any]:
     planned = check(config, backend.name, base, examples, report.say, ignore=True)
     again = longest_batch(config, examples) * config.training.gradient_accumulation_steps * STEPS
     with tempfile.TemporaryDirectory(prefix="tuneship-dry-run-") as work:
-        summary = finetune(
+        summary = finetuner(config)(
             _two_steps(config),
             backend,
             base,

@@ -32,6 +32,7 @@ class Summary:
 
     backend: str
     weights: str
+    processes: int
     steps: int
     seconds: float
     final_loss: float
@@ -71,6 +72,7 @@ class Stopped(Exception):
 
     def __init__(self, step: int, total: int) -> None:
         super().__init__(f"Stopped at step {step} of {total}; the same command continues from there.")
+        self.step, self.total = step, total
 
 
 OnStep = Callable[[int, int, dict[str, float]], None]
@@ -88,6 +90,7 @@ def finetune(
     should_stop: Callable[[], bool],
 ) -> Finetuned:
     """Train, resuming from the newest complete checkpoint below `work`/checkpoints; `work`/training.jsonl is the curve.
+    Of processes that train together each calls it; the first one writes.
 
     `on_step(step, total, figures)` is called after every optimizer step; `should_stop()` is asked there too.
     Raises Stopped after writing a checkpoint, Diverged when the loss is not finite.
@@ -102,6 +105,7 @@ def finetune(
     summary = Summary(
         backend=backend.name,
         weights="fp32" if config.training.method == "full" else precision(config.model.weights),
+        processes=trainer.args.world_size,
         steps=trainer.state.global_step,
         seconds=round(time.monotonic() - started, 1),
         final_loss=_last_loss(trainer, watch),
@@ -130,13 +134,15 @@ def _train(trainer: Any, watch: Any, training: TrainingConfig, work: Path) -> in
         trainer.add_callback(EarlyStoppingCallback(training.early_stopping_patience))
     newest = checkpoints(work / "checkpoints")[-1:]
     resumed = step_of(newest[0]) if newest else 0
-    _keep_log_until(work / "training.jsonl", resumed)
+    if trainer.args.process_index == 0:
+        _keep_log_until(work / "training.jsonl", resumed)
     with contextlib.suppress(NotFinite):
         trainer.train(resume_from_checkpoint=str(newest[0]) if newest else None)
     _refuse_diverged(trainer, watch, training, work / "checkpoints")
     if watch.was_stopped and trainer.state.global_step < trainer.state.max_steps:
         raise Stopped(trainer.state.global_step, trainer.state.max_steps)
-    _keep_finished(trainer, finished)
+    if trainer.args.process_index == 0:
+        _keep_finished(trainer, finished)
     return resumed
 
 
@@ -209,7 +215,7 @@ def _watch(
 ) -> Any:
     from transformers import TrainerCallback
 
-    lengths = [len(ids) for ids in trainer.train_dataset["input_ids"]]
+    lengths = trainer.row_lengths
     mean_step_tokens = sum(lengths) / len(lengths) * training.batch_size * training.gradient_accumulation_steps
 
     class Watch(TrainerCallback):  # type: ignore[misc]
@@ -241,8 +247,9 @@ def _watch(
                 return
             line = {"step": state.global_step, **_figures(logs)}
             line |= {"tokens_per_s": self.tokens_per_s, "memory_bytes": peak_memory_bytes()}
-            with log_path.open("a") as log:
-                log.write(json.dumps(line) + "\n")
+            if args.process_index == 0:
+                with log_path.open("a") as log:
+                    log.write(json.dumps(line) + "\n")
             self.last_loss = line.get("loss", self.last_loss)
             self.gradient_norm = line.get("grad_norm", self.gradient_norm)
             if "loss" in line:

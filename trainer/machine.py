@@ -32,6 +32,11 @@ def compute_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def local_rank() -> int:
+    """The place of this process, and so its card, among those that train together; 0 where it trains alone."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
 def multiplies_bf16() -> bool:
     """Whether bf16 arithmetic is native where this trains."""
     import torch
@@ -60,13 +65,15 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def free_memory_bytes() -> int:
-    """Memory that a training could take now: on a GPU the card's, else the machine's within the container's limit."""
+def free_memory_bytes(processes: int = 1) -> int:
+    """Memory that each process of a training could take now: on GPUs the first card's, else an equal part of the
+    machine's within the container's limit.
+    """
     import torch
 
     if torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[0])
-    return available_memory_bytes()
+    return available_memory_bytes() // processes
 
 
 def available_memory_bytes(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:

@@ -10,12 +10,13 @@ from typing import Any
 
 from modelstore import ArtifactSpec, Base, Check, Run, Staging, Store, UserError, new_run_id
 from trainer import unfinished
+from trainer.across import finetuner
 from trainer.backends import Backend, choose_backend
 from trainer.bases import resolve_base
 from trainer.config import TrainConfig, config_dict, config_sha256
 from trainer.export import base_files, export, needed_bytes
 from trainer.failures import saying_when_full
-from trainer.finetune import Finetuned, finetune
+from trainer.finetune import Finetuned
 from trainer.gguf_files import refuse_unknown
 from trainer.importance import calibration_text, imatrix_program
 from trainer.machine import hardware, package_versions, precision
@@ -112,7 +113,7 @@ def _train_and_publish(
     quantizations, work = config.export.quantizations, store.work(staging.run_id)
 
     def attempt(plan: TrainConfig) -> Finetuned:
-        on_step = report.on_step
+        finetune, on_step = finetuner(plan), report.on_step
         return finetune(plan, backend, base, tokenizer, prepared, work=work, on_step=on_step, should_stop=should_stop)
 
     with base_files(base, store, quantizations, report.say) as base_has_files:

@@ -58,7 +58,9 @@ def check(
     decided = resolved(config, device, device)
     try:
         shape = find_shape(str(base.folder("hf")), base.path.parent)
-        available = free_memory_bytes() + (resident_bytes() if device == "cpu" else 0)
+        available = free_memory_bytes(config.training.processes)
+        if device == "cpu" and config.training.processes == 1:  # it trains in this process
+            available += resident_bytes()
         report = make_report(decided, shape, Place(device, backend), counted(config, examples), available, gpu_name())
     except UserError as error:
         say(f"memory is not planned: {error}")
@@ -79,7 +81,9 @@ def check(
 def _said(report: Report, available: int) -> str:
     peak = report.proposal.peak.bytes
     verb = "fits into" if peak <= available else "does not fit into"
-    return f"plan: {peak / GIB:.2f} GiB at the peak, which {verb} the {available / GIB:.2f} GiB that are free"
+    count = report.config.training.processes
+    whose = f" of each of {count} processes" if count > 1 else ""
+    return f"plan: {peak / GIB:.2f} GiB at the peak{whose}, which {verb} the {available / GIB:.2f} GiB that are free"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

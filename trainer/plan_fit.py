@@ -19,7 +19,7 @@ LESS = 0.85  # an out-of-memory error is answered by a plan that needs at most t
 
 @dataclass(frozen=True)
 class Proposal:
-    """A config, its predicted peak, and its cost in floating-point operations a step."""
+    """A config, its predicted peak and its cost in floating-point operations a step, both of each process."""
 
     config: TrainConfig
     peak: Peak
@@ -38,8 +38,9 @@ class Planner:
     def propose(self, config: TrainConfig) -> Proposal:
         lengths = self._cut(config)
         mean = min(self.mean_tokens, lengths.longest)
-        operations = step_operations(config, self.shape, self.place, lengths, mean)
-        return Proposal(config, predict_peak(config, self.shape, self.place, lengths), operations)
+        share = of_one_process(config)
+        operations = step_operations(share, self.shape, self.place, lengths, mean)
+        return Proposal(config, predict_peak(share, self.shape, self.place, lengths), operations)
 
     def _cut(self, config: TrainConfig) -> Lengths:
         limit = config.model.max_length_tokens
@@ -101,6 +102,13 @@ def _variants(config: TrainConfig, place: Place, precision: bool) -> Iterator[Tr
                         "training.gradient_accumulation_steps": effective // batch,
                     },
                 )
+
+
+def of_one_process(config: TrainConfig) -> TrainConfig:
+    """What each of the processes does, as a training of its own."""
+    rows, passes = config.training.share()
+    share = {"batch_size": rows, "gradient_accumulation_steps": passes, "processes": 1}
+    return changed(config, {f"training.{key}": value for key, value in share.items()})
 
 
 def changed(config: TrainConfig, values: dict[str, Any]) -> TrainConfig:

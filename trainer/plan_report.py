@@ -12,7 +12,7 @@ from trainer.config import TrainConfig
 from trainer.gguf_files import BITS
 from trainer.plan import GIB, Place, adapter_parameters, offloaded_bytes
 from trainer.plan_data import DataSize
-from trainer.plan_fit import Planner, Proposal, as_text, changed, differences
+from trainer.plan_fit import Planner, Proposal, as_text, changed, differences, of_one_process
 from trainer.plan_shape import Shape
 from trainer.plan_time import rate, steps_of
 
@@ -46,6 +46,8 @@ def make_report(
     planner = Planner(shape, place, data.lengths, data.mean_tokens or data.lengths.longest)
     proposal = planner.propose(config)
     speed, steps = rate(place, gpu_name, config.model.weights), steps_of(config, data.rows)
+    if speed and place.device == "cpu":  # which the processes share
+        speed /= config.training.processes
     seconds = proposal.operations * steps / speed if speed and steps else None
     disk, host = disk_items(config, shape), host_items(config, shape, place, data)
     return Report(config, place, planner, data, proposal, limit_bytes, disk, host, seconds)
@@ -72,7 +74,8 @@ def host_items(config: TrainConfig, shape: Shape, place: Place, data: DataSize) 
         return {}
     shard = min(LARGEST_SHARD_BYTES, 2 * shape.parameters)
     return {
-        "offloaded checkpoints": offloaded_bytes(config, shape, data.lengths),
+        "offloaded checkpoints": config.training.processes
+        * offloaded_bytes(of_one_process(config), shape, data.lengths),
         "merging a file of weights": 2 * shard,
     }
 
@@ -91,6 +94,7 @@ def as_json(report: Report, fitted: Proposal | None, wants_fit: bool) -> dict[st
     document = {
         "device": report.place.device,
         "backend": report.place.backend,
+        "processes": report.config.training.processes,
         "data": report.data.source,
         "longest_row_tokens": report.planner.lengths.longest,
         "parameters": report.planner.shape.parameters,
@@ -120,11 +124,12 @@ def _summary(report: Report, proposal: Proposal) -> dict[str, Any]:
 def as_lines(report: Report, fitted: Proposal | None, wants_fit: bool) -> list[str]:
     """What `plan` prints."""
     kind = "GPU memory" if report.place.device == "cuda" else "memory"
+    whose = f" of each of {count} processes" if (count := report.config.training.processes) > 1 else ""
     lines = [
         f"model: {report.planner.shape.parameters / 1e6:,.0f} million parameters ({report.planner.shape.family})",
         f"data: {report.data.source}; longest {report.planner.lengths.longest} tokens",
         f"backend: {report.place.backend} on {report.place.device}",
-        *_table(f"peak {kind}", report.proposal.peak.items),
+        *_table(f"peak {kind}{whose}", report.proposal.peak.items),
         *(_table("host memory beside the programs", report.host) if report.host else []),
         *_table("disk at its peak", report.disk),
         f"time of the training alone: {_duration(report.seconds)}",
@@ -213,6 +218,6 @@ def plan_config(
     named = config.training.backend
     backend = named if named != "auto" else ("unsloth" if device == "cuda" else "transformers")
     if limit_bytes is None and device == here:
-        limit_bytes = free_memory_bytes()
+        limit_bytes = free_memory_bytes(config.training.processes)
     name = gpu_name() if device == "cuda" else ""
     return make_report(config, shape, Place(device, backend), estimated(config), limit_bytes, name)

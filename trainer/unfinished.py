@@ -13,7 +13,7 @@ from modelstore.files import write_atomically
 from trainer.checkpoints import checkpoints, step_of
 
 MARKER, BEGUN = "fingerprint", "begun.json"
-PATHS = ("data.path", "data.questions")  # left out of the config's hash too
+IGNORED = ("data.path", "data.questions", "training.processes")  # left out of the config's hash too
 
 
 def published(store: Store, config_sha256: str, dataset_sha256: str) -> Run | None:
@@ -82,7 +82,7 @@ def _begun(folder: Path) -> dict[str, Any] | None:
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     old, new = _flat(before), _flat(now)
     for key in sorted(old.keys() | new.keys()):
-        if key not in PATHS and old.get(key) != new.get(key):
+        if key not in IGNORED and old.get(key) != new.get(key):
             yield f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
 
 

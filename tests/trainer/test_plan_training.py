@@ -87,7 +87,7 @@ def test_the_pipeline_continues_with_a_cheaper_plan_on_the_same_curve(
 
         return finetune(config, *rest, **{**named, "should_stop": stop})
 
-    monkeypatch.setattr(pipeline, "finetune", runs_out_once)
+    monkeypatch.setattr(pipeline, "finetuner", lambda _: runs_out_once)
     monkeypatch.setattr(
         plan_check, "_cheaper", lambda *_: {"training.batch_size": 2, "training.gradient_accumulation_steps": 2}
     )
@@ -104,11 +104,11 @@ def test_a_plan_that_cannot_fit_is_refused_and_one_that_hardly_fits_is_warned_of
 ) -> None:
     said: list[str] = []
     monkeypatch.setattr(plan_check, "resident_bytes", lambda: 0)
-    monkeypatch.setattr(plan_check, "free_memory_bytes", lambda: 1 << 20)
+    monkeypatch.setattr(plan_check, "free_memory_bytes", lambda processes: 1 << 20)
     with pytest.raises(UserError, match="--ignore-plan"):
         pipeline.train(wish, Store(tmp_path), Reporter(), lambda: False, again=False)
     assert Store(tmp_path).runs() == []
-    monkeypatch.setattr(plan_check, "free_memory_bytes", lambda: int(FRAMEWORK_BYTES * 0.98))
+    monkeypatch.setattr(plan_check, "free_memory_bytes", lambda processes: int(FRAMEWORK_BYTES * 0.98))
     train(wish, Store(tmp_path), said, monkeypatch)
     assert any(line.startswith("warning: plan:") and "does not fit" in line for line in said)
 

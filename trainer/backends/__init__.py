@@ -34,7 +34,9 @@ def choose_backend(config: TrainConfig, cache: Path) -> tuple[Backend, str]:
     """The stack that the config names, or the fastest one that this machine has; and why.
 
     Call it before anything imports transformers, which Unsloth patches. `cache` may keep compiled code.
+    Raises UserError where a GPU is missing for one of the processes.
     """
+    _refuse_missing_gpus(config.training.processes)
     if config.training.method == "full":
         from trainer.backends.transformers_backend import TransformersBackend
 
@@ -54,6 +56,16 @@ def choose_backend(config: TrainConfig, cache: Path) -> tuple[Backend, str]:
     if wanted == "transformers":
         return TransformersBackend(), "the config names it"
     return TransformersBackend(), "unsloth is not installed" if _has_nvidia_gpu() else "no NVIDIA GPU is here"
+
+
+def _refuse_missing_gpus(processes: int) -> None:
+    import torch
+
+    if torch.cuda.is_available() and processes > torch.cuda.device_count():
+        raise UserError(
+            f"training.processes = {processes} needs as many GPUs, and {torch.cuda.device_count()} can be seen here. "
+            "Lower it (the effective batch stays the same), or look at CUDA_VISIBLE_DEVICES."
+        )
 
 
 def _has_nvidia_gpu() -> bool:

@@ -30,7 +30,10 @@ def answer_loss_trainer() -> Any:
                 self.joins = self._joining_keeps_the_loss(inputs)
             outputs, targets = self._forward(model, inputs, self.joins)
             total = cross_entropy(outputs.logits.float(), targets, reduction="sum")
-            loss = total / (num_items_in_batch if num_items_in_batch is not None else len(targets))
+            if num_items_in_batch is None:
+                loss = total / len(targets)
+            else:  # the tokens of all processes, whose gradients are averaged
+                loss = total * self.accelerator.num_processes / num_items_in_batch
             return (loss, outputs) if return_outputs else loss
 
         def _forward(self, model: Any, inputs: Any, joins: bool) -> tuple[Any, Any]:

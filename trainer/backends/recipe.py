@@ -24,42 +24,54 @@ class SeededOrder:
     """The order of rows in every epoch, from the seed and the epoch alone.
 
     trl's own order also depends on how often the global random generator was asked before, which a resume changes.
-    `batch` rows of similar length stand together; 0 shuffles only.
+    `batch` rows of similar length stand together; 0 shuffles only. What lacks to a multiple of `shared` rows at the end
+    is filled up with the index behind the last row: processes that share the rows need as many each.
     """
 
     WINDOW = 50  # batches within which rows are sorted by length
 
-    def __init__(self, lengths: Sequence[int], batch: int, seed: int) -> None:
+    def __init__(self, lengths: Sequence[int], batch: int, seed: int, shared: int = 1) -> None:
         self._lengths, self._batch, self._seed, self._epoch = lengths, batch, seed, 0
+        self._filling = [len(lengths)] * (-len(lengths) % shared)
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the data loader."""
         self._epoch = int(epoch)
 
     def __len__(self) -> int:
-        return len(self._lengths)
+        return len(self._lengths) + len(self._filling)
 
     def __iter__(self) -> Iterator[int]:
         rng = random.Random(f"{self._seed} {self._epoch}")  # noqa: S311  an order, not a secret
         order = list(range(len(self._lengths)))
         rng.shuffle(order)
         if not self._batch:
-            return iter(order)
+            return iter(order + self._filling)
         span = self.WINDOW * self._batch
         windows = [sorted(order[i : i + span], key=self._lengths.__getitem__) for i in range(0, len(order), span)]
         batches = [window[i : i + self._batch] for window in windows for i in range(0, len(window), self._batch)]
         short = [batch for batch in batches if len(batch) < self._batch]  # stays last, so that no batch straddles
         full = [batch for batch in batches if len(batch) == self._batch]
         rng.shuffle(full)
-        return iter([row for batch in [*full, *short] for row in batch])
+        return iter([row for batch in [*full, *short, self._filling] for row in batch])
 
 
 def seeded_trainer() -> Any:
-    """trl's SFTTrainer (as the stack has patched it) with rows in SeededOrder and checkpoints that are whole."""
+    """trl's SFTTrainer (as the stack has patched it) with rows in SeededOrder and checkpoints that are whole.
+
+    Where several processes train, the data set ends with a row without trained tokens, which evens out their shares.
+    """
     from trl import SFTTrainer
 
     class SeededTrainer(SFTTrainer):  # type: ignore[misc]
         aside: Path | None = None
+        train_dataset: Any
+
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
+            self.row_lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
+            if self.args.world_size > 1:
+                self.train_dataset = _with_empty_row(self.train_dataset, self.row_lengths)
 
         def _get_output_dir(self, trial: Any) -> str:
             return str(self.aside or super()._get_output_dir(trial))
@@ -70,12 +82,21 @@ def seeded_trainer() -> Any:
             self.aside = None
 
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-            lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
             grouped = self.args.train_sampling_strategy == "group_by_length"
-            batch = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
-            return SeededOrder(lengths, batch if grouped else 0, self.args.seed)
+            shared = self.args.per_device_train_batch_size * self.args.world_size
+            batch = shared * self.args.gradient_accumulation_steps if grouped else 0
+            return SeededOrder(self.row_lengths, batch, self.args.seed, shared if self.args.world_size > 1 else 1)
 
     return SeededTrainer
+
+
+def _with_empty_row(rows: Any, lengths: Sequence[int]) -> Any:
+    """A copy of the shortest row, with no token to train, behind the others; trl would have dropped it."""
+    from datasets import concatenate_datasets
+
+    shortest = rows.select([min(range(len(lengths)), key=lengths.__getitem__)])
+    empty = shortest.map(lambda row: {"labels": [IGNORED_LABEL] * len(row["labels"])}, features=rows.features)
+    return concatenate_datasets([rows, empty])
 
 
 def sft_config(config: TrainConfig, checkpoints: Path, *, evaluates: bool, **stack: Any) -> Any:
@@ -84,6 +105,7 @@ def sft_config(config: TrainConfig, checkpoints: Path, *, evaluates: bool, **sta
     from trl import SFTConfig
 
     training, cuda = config.training, torch.cuda.is_available()
+    rows, passes = training.share()
     if training.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise UserError(
             "training.tensorboard = true, and the package tensorboard is not in this environment: "
@@ -95,9 +117,10 @@ def sft_config(config: TrainConfig, checkpoints: Path, *, evaluates: bool, **sta
         "max_length": config.model.max_length_tokens,
         "num_train_epochs": training.epochs or 1,
         "max_steps": training.max_steps or -1,
-        "per_device_train_batch_size": training.batch_size,
-        "per_device_eval_batch_size": training.batch_size,
-        "gradient_accumulation_steps": training.gradient_accumulation_steps,
+        "per_device_train_batch_size": rows,
+        "per_device_eval_batch_size": rows,
+        "gradient_accumulation_steps": passes,
+        "ddp_find_unused_parameters": False,  # every adapter is used; looking for others breaks recomputation
         "learning_rate": training.learning_rate,
         "lr_scheduler_type": training.schedule,
         "warmup_steps": training.warmup_steps,

@@ -9,7 +9,7 @@ from modelstore import Base, UserError
 from trainer.backends.answer_loss import answer_loss_trainer
 from trainer.backends.recipe import dataset, sft_config
 from trainer.config import LoraConfig, TrainConfig
-from trainer.machine import precision
+from trainer.machine import local_rank, precision
 from trainer.targets import lora_targets
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def _load_base(config: TrainConfig, base: Base) -> Any:
     full = config.training.method == "full"  # in fp32, because bf16 rounds small updates away
     options: dict[str, Any] = {"dtype": torch.float32 if full else types[precision(config.model.weights)]}
     if torch.cuda.is_available():
-        options["device_map"] = {"": 0}
+        options["device_map"] = {"": local_rank()}
     if config.model.weights == "4bit":
         options["quantization_config"] = _four_bits()
     model = AutoModelForCausalLM.from_pretrained(base.folder("hf"), use_safetensors=True, **options)
