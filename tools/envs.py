@@ -26,6 +26,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENTS = ("trainer", "server", "clients")
 ON_REQUEST = ("vllm",)
+# what the tests of one environment need beside dev.lock: a browser for its pages, requests made from its description
+TEST_LOCKS = {"clients": "browser", "server": "schemathesis"}
 SUPPORTED = ((3, 11), (3, 13))
 
 
@@ -41,7 +43,7 @@ def make(name: str, dev: bool) -> str:
     if is_new(folder / "stamp", wanted):
         _create(folder, *wanted)
         _mark(folder / "stamp", wanted)
-    tools = [_lock("dev"), *([_lock("browser")] if name == "clients" else [])]  # its pages are tested in a browser
+    tools = [_lock(lock) for lock in ("dev", TEST_LOCKS.get(name)) if lock]
     if dev and name not in ON_REQUEST and is_new(folder / "stamp-dev", tools):
         _pip(folder, *(argument for lock in tools for argument in ("-r", str(lock))))
         _mark(folder / "stamp-dev", tools)
