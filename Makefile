@@ -19,7 +19,7 @@ run     := $(PYTHON) tools/runtime.py
 store   := $(PYTHON) -m modelstore --store $(STORE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train serve eval bench rate report chat logs ps down runs promote rollback prune deploy bundle load sbom plan doctor check test test-gpu clean
+.PHONY: help setup demo train serve eval bench rate report chat logs ps down runs promote rollback prune deploy bundle load sbom audit plan doctor check test test-gpu clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,6 +86,10 @@ load: ## restore such a folder: run it there
 sbom: ## what lies in the images, as CycloneDX files below sbom/: IMAGES="tuneship/clients:local-cpu …"
 	@$(PYTHON) tools/envs.py clients --dev
 	@.venv/clients/bin/python tools/sbom.py $(IMAGES) $(ARGS)
+
+audit: ## ask for known vulnerabilities of every locked package; needs a network
+	@$(PYTHON) tools/envs.py audit
+	@$(PYTHON) tools/audit.py $(ARGS)
 
 plan: ## memory, disk and time of CONFIG before anything is downloaded; ARGS="--fit 24GiB" proposes what fits
 	@$(PYTHON) tools/envs.py trainer

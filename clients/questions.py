@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from modelstore import UserError
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 KINDS = ("key-points", "exact", "numeric", "choice", "refusal")
+MAX_BYTES = 64 << 20  # it is read as a whole
 ROLES = ("system", "user", "assistant")
 
 
@@ -55,7 +57,9 @@ def read_questions(path: Path) -> list[Question]:
         if not line.strip():
             continue
         try:
-            question = _question(json.loads(line))
+            row = json.loads(line)
+            _refuse_half_pairs(row)
+            question = _question(row)
             if question.id in seen:
                 raise ValueError(f"id: {question.id!r} stands in line {seen[question.id]} already")
             seen[question.id] = number
@@ -72,11 +76,23 @@ def read_questions(path: Path) -> list[Question]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8-sig").split("\n")
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise UserError(f"{path} has more than {MAX_BYTES >> 20} MiB, so it is no question set.")
+        return data.decode("utf-8-sig").split("\n")
     except FileNotFoundError:
         raise UserError(f"There is no question set at {path}. Name one with QUESTIONS=my-questions.jsonl.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}.") from None
+
+
+def _refuse_half_pairs(row: Any) -> None:
+    """JSON may escape half of a surrogate pair, which no request and no report can hold."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("the text holds half of a surrogate pair") from None
 
 
 def _question(row: Any) -> Question:
@@ -158,7 +174,7 @@ def _choices(row: dict[str, Any], scorer: str) -> tuple[str, ...]:
 
 def _tolerance(row: dict[str, Any]) -> float:
     value = row.get("tolerance", 0)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= sys.float_info.max:
         raise ValueError(f"tolerance: a number from 0 is expected, got {value!r}")
     return float(value)
 

@@ -32,7 +32,7 @@ def refuse_bad(wording: str) -> None:
     if wording.startswith("re:"):
         try:
             re.compile(wording[3:])
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise ValueError(f"{wording!r} is no regular expression: {error}") from None
     if wording.startswith("num:"):
         one_quantity(wording[4:])

@@ -7,10 +7,10 @@ ARG CUDA_IMAGE=nvidia/cuda:13.0.1-devel-ubuntu22.04@sha256:bb3de902bc1b522231cff
 FROM scratch AS wheels
 
 FROM ${PYTHON_IMAGE} AS system
-# the wheel of llama.cpp links to libgomp
+# the wheel of llama.cpp links to libgomp; ssh-keygen checks the signatures of runs
 RUN --mount=type=bind,source=docker/install,target=/install \
     --mount=type=secret,id=apt_sources --mount=type=secret,id=ca_bundle \
-    /install/apt libgomp1
+    /install/apt libgomp1 openssh-client
 
 FROM system AS dependencies
 RUN --mount=type=bind,source=docker/install,target=/install \
@@ -68,7 +68,9 @@ ARG UID=10001
 ARG GID=10001
 LABEL org.opencontainers.image.title="Tuneship server (llama.cpp)" \
       org.opencontainers.image.description="Serves a fine-tuned model and its base on one OpenAI-compatible endpoint."
-RUN install -d -o "$UID" -g "$GID" /app/models
+# ssh-keygen refuses a user without a name
+RUN install -d -o "$UID" -g "$GID" /app/models \
+    && echo "tuneship:x:$UID:$GID::/tmp:/usr/sbin/nologin" >> /etc/passwd
 WORKDIR /app
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONPATH=/app \

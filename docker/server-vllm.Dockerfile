@@ -26,7 +26,9 @@ ARG UID=10001
 ARG GID=10001
 LABEL org.opencontainers.image.title="Tuneship server (vLLM)" \
       org.opencontainers.image.description="Serves a fine-tuned model and its base on one OpenAI-compatible endpoint."
-RUN install -d -o "$UID" -g "$GID" /app/models /app/cache
+# ssh-keygen, which checks the signatures of runs, refuses a user without a name
+RUN install -d -o "$UID" -g "$GID" /app/models /app/cache \
+    && echo "tuneship:x:$UID:$GID::/tmp:/usr/sbin/nologin" >> /etc/passwd
 WORKDIR /app
 # USER: libraries ask for the name of a uid that has none. /tmp lets nothing be executed, so compiled code goes to the cache.
 ENV PYTHONPATH=/app \

@@ -1,4 +1,4 @@
-"""`python -m modelstore`: list, promote, roll back, check and delete runs."""
+"""`python -m modelstore`: list, promote, roll back, check, sign and delete runs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from modelstore import CHANNELS, Run, Store, UserError, exit_cleanly
+from modelstore import CHANNELS, Base, Run, Store, UserError, exit_cleanly
 from modelstore.promotion import Promotion, history, newest_gate
+from modelstore.signatures import sign, signer
 from modelstore.summary import newest_summary
 
 
@@ -28,17 +29,26 @@ def _parser() -> argparse.ArgumentParser:
         ("rollback", _rollback, "let `current` and `previous` change places"),
         ("history", _history, "who promoted what, when and why"),
         ("check", _check, "compare every file of a run with its manifest"),
+        ("sign", _sign, "sign a run and its base model with an SSH key, after comparing every file"),
         ("remove", _remove, "delete a run that no channel names"),
         ("prune", _prune, "delete all runs that no channel names"),
     ):
         command = commands.add_parser(name, help=what)
         command.set_defaults(act=act)
         command.add_argument("--json", action="store_true", help="one JSON document on stdout")
-        if name in ("promote", "check", "remove"):
+        if name in ("promote", "check", "sign", "remove"):
             command.add_argument("run", help="id, unique beginning of an id, or channel")
         if name in ("promote", "rollback"):
             command.add_argument("--why", default="", help="is recorded")
             command.add_argument("--by", default="", help="is recorded; default: the user of this machine")
+        if name == "check":
+            command.add_argument(
+                "--allowed-signers", type=Path, help="the run and its base must be signed by one of them"
+            )
+        if name == "sign":
+            command.add_argument(
+                "--key", type=Path, required=True, help="private SSH key, or a public one of ssh-agent"
+            )
         if name == "promote":
             command.add_argument("--force", action="store_true", help="also a run that failed; needs --why")
     return parser
@@ -118,8 +128,23 @@ def _history(store: Store, arguments: argparse.Namespace) -> None:
 
 def _check(store: Store, arguments: argparse.Namespace) -> None:
     run = store.run(arguments.run)
+    signed = {}
+    if arguments.allowed_signers:
+        signed = {"signed by": [signer(each, arguments.allowed_signers) for each in (run, _base(store, run))]}
     store.check(run)
-    _say(arguments, {"run": run.id, "files": len(run.manifest.artifacts), "damaged": 0})
+    _say(arguments, {"run": run.id, "files": len(run.manifest.artifacts), "damaged": 0} | signed)
+
+
+def _sign(store: Store, arguments: argparse.Namespace) -> None:
+    run = store.run(arguments.run)
+    both = (run, _base(store, run))
+    for each in both:
+        store.check(each)
+    _say(arguments, {"signed": [str(sign(each, arguments.key)) for each in both]})
+
+
+def _base(store: Store, run: Run) -> Base:
+    return store.base(str(run.manifest.base.get("id")))
 
 
 def _remove(store: Store, arguments: argparse.Namespace) -> None:

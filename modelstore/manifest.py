@@ -92,16 +92,29 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises UserError for an unknown format, a malformed file or a path that leaves the folder.
     """
+    return parse_manifest(read_bytes(folder), folder)
+
+
+def read_bytes(folder: Path) -> bytes:
+    """What <folder>/manifest.json holds. Raises UserError where it cannot be a manifest."""
     path = folder / FILE_NAME
     try:
         if path.stat().st_size > MAX_BYTES:
             raise UserError(f"{path} is larger than {MAX_BYTES} bytes, so it is no manifest.")
-        tree = json.loads(path.read_bytes())
-        return _parse(tree, folder)
+        return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def parse_manifest(data: bytes, folder: Path) -> Manifest:
+    """The manifest that `data` is, for the run in `folder`. Raises UserError as `read_manifest` does."""
+    try:
+        return _parse(json.loads(data), folder)
+    except OSError as error:  # a path is followed through links
+        raise UserError(f"{folder} cannot be read: {error.strerror}.") from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
-        raise UserError(f"{path} is not a manifest of format {FORMAT}: {type(error).__name__} {error}.") from None
+        fault = f"{type(error).__name__} {error}"
+        raise UserError(f"{folder / FILE_NAME} is not a manifest of format {FORMAT}: {fault}.") from None
 
 
 def _parse(tree: Any, folder: Path) -> Manifest:

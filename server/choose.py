@@ -35,6 +35,7 @@ class Asked:
     context_tokens: int = DEFAULT_CONTEXT
     threads: int | None = None
     gpu_layers: int | None = None
+    allowed_signers: Path | None = None
 
 
 def choose(asked: Asked, store: Store, ref: str, follows: bool) -> tuple[Wish, list[str]]:
@@ -64,7 +65,8 @@ def choose(asked: Asked, store: Store, ref: str, follows: bool) -> tuple[Wish, l
     slots, why = choose_slots(asked.slots, on_gpu, options.context_tokens, kv_bytes(run, store), free / processes)
     said.append(f"slots: {slots} in each process, because {why}")
     cache_gib = max(1, -(-slots * options.context_tokens * kv_bytes(run, store) // (1 << 30)))
-    return Wish(engine, replace(options, slots=slots, kv_cache_gib=cache_gib), weights, asked.quantization), said
+    options = replace(options, slots=slots, kv_cache_gib=cache_gib)
+    return Wish(engine, options, weights, asked.quantization, asked.allowed_signers), said
 
 
 def choose_engine(asked: Asked, run: Run) -> tuple[EngineKind, str]:

@@ -36,6 +36,11 @@ def main() -> None:
     "--api-key-file", type=click.Path(path_type=Path), help="One 'name key [limits]' a line; else TUNESHIP_API_KEY."
 )
 @click.option(
+    "--allowed-signers",
+    type=click.Path(path_type=Path),
+    help="Serve only runs that somebody in this file signed; as ssh-keygen(1) describes it.",
+)
+@click.option(
     "--drain-s", type=click.FloatRange(0), default=20.0, show_default=True, help="For running streams at the end."
 )
 @click.option("--dry-run", is_flag=True, help="Print the engine commands and end.")
@@ -52,6 +57,7 @@ def serve(
     threads: int | None,
     gpu_layers: int | None,
     api_key_file: Path | None,
+    allowed_signers: Path | None,
     drain_s: float,
     dry_run: bool,
 ) -> None:
@@ -66,7 +72,7 @@ def serve(
     keys = KeyRing(api_key_file)
     listener = None if dry_run else listen(host, port)
     models = Store(store)
-    asked = Asked(engine, weights, quantization, slots, context, threads, gpu_layers)
+    asked = Asked(engine, weights, quantization, slots, context, threads, gpu_layers, allowed_signers)
     wish, reasons = choose(asked, models, run, follows=run in CHANNELS)
     click.echo("\n".join(reasons), err=True)
     plan = plan_serving(models, run, wish)

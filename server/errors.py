@@ -7,13 +7,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-_TYPES = {
+TYPES = {
     401: "authentication_error",
     429: "rate_limit_error",
     500: "server_error",
     502: "server_error",
     503: "server_error",
 }
+USUAL_TYPE = "invalid_request_error"
 # llama.cpp's answers to fields of another type, and to messages and tools that it cannot read
 _WRONG_TYPE = re.compile(rb'"(?:\[json\.exception\.|Failed to parse )')
 _TOO_LONG = re.compile("maximum context length")  # vLLM has no code for it
@@ -36,7 +37,7 @@ class ApiError(Exception):
 
     def document(self) -> dict[str, Any]:
         """The body of the answer, and the last event of a stream that breaks off."""
-        kind = _TYPES.get(self.status, "invalid_request_error")
+        kind = TYPES.get(self.status, USUAL_TYPE)
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
     def headers(self) -> dict[str, str]:

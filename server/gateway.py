@@ -31,6 +31,7 @@ from server.engine import ServedModel
 from server.errors import ApiError, from_engine
 from server.keys import KeyRing
 from server.metrics import EngineState, RequestCounts, labelled
+from server.openapi import description
 from server.plan import UNREAD_S
 from server.release import Release, Releases
 from server.supervise import Engine
@@ -43,7 +44,7 @@ MAX_ERROR_BYTES = 1 << 16
 REQUEST_ID = re.compile(r"^[\w.:-]{1,64}$", re.ASCII)
 NO_LIMIT = ClientTimeout(total=None, sock_connect=5)
 PASSED = ("/v1/chat/completions", "/v1/completions")
-OPEN = ("/health", "/ready", "/metrics")
+OPEN = ("/health", "/ready", "/metrics", "/openapi.json")
 
 
 class Gateway:
@@ -66,6 +67,7 @@ class Gateway:
         application.router.add_get("/ready", self._ready)
         application.router.add_get("/metrics", self._metrics)
         application.router.add_get("/v1/models", self._models)
+        application.router.add_get("/openapi.json", self._describe)
         for path in PASSED:
             application.router.add_post(path, self._pass_on)
         return application
@@ -96,7 +98,9 @@ class Gateway:
         except web.HTTPRequestEntityTooLarge:
             return _refused(ApiError(413, f"The body is larger than {self._limits.body_bytes} bytes."))
         except web.HTTPException as refusal:
-            return _refused(ApiError(refusal.status, f"{request.method} {request.path}: {refusal.reason}. {_KNOWN}"))
+            message = f"{request.method} {request.path}: {refusal.reason}. {_KNOWN}"
+            allowed = {"Allow": refusal.headers["Allow"]} if "Allow" in refusal.headers else {}
+            return _refused(ApiError(refusal.status, message, headers=allowed))
         except Exception:  # a bug: the operator gets the traceback, the client the usual shape
             traceback.print_exc()
             return _refused(ApiError(500, "The server failed at this request."))
@@ -133,6 +137,9 @@ class Gateway:
         names = (self._releases.current.id, "tuned", "base")
         rows = [{"id": name, "object": "model", "created": self._started, "owned_by": "tuneship"} for name in names]
         return web.json_response({"object": "list", "data": rows})
+
+    async def _describe(self, _: web.Request) -> web.Response:
+        return web.json_response(description(self._limits, needs_key=not self._keys.is_empty))
 
     async def _metrics(self, _: web.Request) -> web.Response:
         engines = self._releases.engines

@@ -5,8 +5,10 @@ from __future__ import annotations
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 from modelstore import Artifact, Base, Run, Store, UserError
+from modelstore.signatures import signer
 from server.engine import EngineKind, EngineOptions, EnginePlan, Weights
 from server.validation import Limits
 
@@ -32,12 +34,17 @@ class Wish:
     options: EngineOptions
     weights: str | None = None
     quantization: str | None = None
+    allowed_signers: Path | None = None
 
 
 def plan_serving(store: Store, ref: str, wish: Wish) -> ServePlan:
-    """Raises UserError for a run, base or file that is missing, or whose hash is not the manifest's."""
+    """Raises UserError for a run, base or file that is missing, whose hash is not the manifest's, or that lacks the
+    signature that is wished for."""
     run = store.run(ref)
     base = store.base(str(run.manifest.base.get("id")))
+    if wish.allowed_signers:
+        for each in (run, base):
+            signer(each, wish.allowed_signers)
     weights = find_weights(run, base, wish)
     with ThreadPoolExecutor() as pool:
         list(pool.map(_check, dict.fromkeys((*run.manifest.artifacts, *weights.artifacts))))

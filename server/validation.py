@@ -12,7 +12,7 @@ from server.errors import ApiError
 TOKEN_LIMIT_FIELDS = ("max_tokens", "max_completion_tokens", "n_predict")
 MAX_PROMPTS = 128
 # OpenAI's own bounds
-_RANGES: dict[str, tuple[float, float]] = {
+RANGES: dict[str, tuple[float, float]] = {
     "temperature": (0, 2),
     "top_p": (0, 1),
     "presence_penalty": (-2, 2),
@@ -69,7 +69,7 @@ def check_request(body: dict[str, Any], limits: Limits, is_chat: bool) -> None:
     for name in TOKEN_LIMIT_FIELDS:
         _check_integer(body, name, 1, limits.context_tokens)
     _check_integer(body, "n", 1, limits.slots)
-    for name, (least, most) in _RANGES.items():
+    for name, (least, most) in RANGES.items():
         _check_number(body, name, least, most)
     if not isinstance(body.get("stream"), bool | None):
         raise ApiError(400, "'stream' must be true or false.", param="stream")
@@ -83,7 +83,7 @@ def check_request(body: dict[str, Any], limits: Limits, is_chat: bool) -> None:
 
 def _check_integer(body: dict[str, Any], name: str, least: int, most: int) -> None:
     value = body.get(name)
-    if value is not None and (type(value) is not int or not least <= value <= most):
+    if value is not None and (not _is_integer(value) or not least <= value <= most):
         raise ApiError(400, f"'{name}' must be a whole number from {least} to {most}.", param=name)
 
 
@@ -121,11 +121,29 @@ def _check_tools(tools: Any) -> None:
 
 
 def _check_prompt(prompt: Any) -> None:
-    if not isinstance(prompt, str | list):
-        raise ApiError(400, "'prompt' must be a text, a list of texts or a list of tokens.", param="prompt")
-    if (
-        isinstance(prompt, list)
-        and any(isinstance(entry, str | list) for entry in prompt)
-        and len(prompt) > MAX_PROMPTS
-    ):
+    """Empty ones are refused too: llama.cpp never answers them when `n` is above 1, and vLLM refuses them."""
+    entries = prompt if isinstance(prompt, list) else []
+    if not _is_text_prompt(prompt) and not (entries and all(_is_prompt(entry) for entry in entries)):
+        what = "a text, or a list of texts, tokens or lists of tokens, none of them empty"
+        raise ApiError(400, f"'prompt' must be {what}.", param="prompt")
+    if len(entries) > MAX_PROMPTS and not all(_is_token(entry) for entry in entries):
         raise ApiError(400, f"'prompt' may hold up to {MAX_PROMPTS} prompts.", param="prompt")
+
+
+def _is_prompt(entry: Any) -> bool:
+    if isinstance(entry, list):
+        return bool(entry) and all(_is_token(token) for token in entry)
+    return _is_text_prompt(entry) or _is_token(entry)
+
+
+def _is_text_prompt(entry: Any) -> bool:
+    return isinstance(entry, str) and entry != ""
+
+
+def _is_token(entry: Any) -> bool:
+    return _is_integer(entry) and entry >= 0
+
+
+def _is_integer(value: Any) -> bool:
+    """As JSON has it: 1.0 is one, true is none."""
+    return type(value) is int or (type(value) is float and value.is_integer())

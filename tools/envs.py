@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Makes the environments of the kit below .venv/, each from its own lock: trainer, server, clients; vllm when named.
+"""Makes the environments of the kit below .venv/, each from its own lock; vllm and audit only when named.
 
-usage: tools/envs.py [trainer] [server] [clients] [vllm] [--dev]
+usage: tools/envs.py [trainer] [server] [clients] [vllm] [audit] [--dev]
 
-vllm is vLLM's build for CPUs, 2 GB, and needs no GPU; on a GPU machine install vllm itself (docs/serving.md).
+vllm is vLLM's build for CPUs, 2 GB, and needs no GPU; on a GPU machine install vllm itself (docs/serving.md). audit is
+pip-audit, for `make audit`.
 
 An environment whose lock has not changed is left alone. Packages come from wherever pip is configured to find them.
 `--dev` adds what the tests and checks need. Standard library only: it runs before anything is installed.
@@ -25,7 +26,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENTS = ("trainer", "server", "clients")
-ON_REQUEST = ("vllm",)
+ON_REQUEST = ("vllm", "audit")
+# what the tests of one environment need beside dev.lock: a browser for its pages, requests made from its description
+TEST_LOCKS = {"clients": "browser", "server": "schemathesis"}
 SUPPORTED = ((3, 11), (3, 13))
 
 
@@ -41,7 +44,7 @@ def make(name: str, dev: bool) -> str:
     if is_new(folder / "stamp", wanted):
         _create(folder, *wanted)
         _mark(folder / "stamp", wanted)
-    tools = [_lock("dev"), *([_lock("browser")] if name == "clients" else [])]  # its pages are tested in a browser
+    tools = [_lock(lock) for lock in ("dev", TEST_LOCKS.get(name)) if lock]
     if dev and name not in ON_REQUEST and is_new(folder / "stamp-dev", tools):
         _pip(folder, *(argument for lock in tools for argument in ("-r", str(lock))))
         _mark(folder / "stamp-dev", tools)
@@ -129,7 +132,7 @@ def _refuse_surprising_torch(folder: Path, lock: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"of {', '.join(ENVIRONMENTS + ON_REQUEST)}; default: all but the last"
+        "names", nargs="*", metavar="NAME", help=f"of {', '.join(ENVIRONMENTS + ON_REQUEST)}; default: the first three"
     )
     parser.add_argument("--dev", action="store_true")
     arguments = parser.parse_args()

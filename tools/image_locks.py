@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "requirements"
 LICENCES = REQUIREMENTS / "licences.json"
 IN_IMAGES = ("clients", "server", "trainer", "trainer-cuda", "converter", "embedded")
-OTHERS = ("vllm", "dev", "browser")
+OTHERS = ("vllm", "dev", "browser", "schemathesis", "audit")
 # vLLM's image brings a Python of its own, in which the gateway runs
 PYTHONS = {"server": ("3.11", "3.12", "3.13")}
 # PyTorch's CPU build has one hash for each index that carries it, so its version alone is pinned

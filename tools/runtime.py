@@ -135,8 +135,10 @@ def in_server(command: str, options: list[str], machine: Machine, said: str) -> 
     )
     if not service:
         raise Refused(f"--engine {engine}: llamacpp and vllm are known.")
-    if keys := take(options, "--api-key-file", ""):
-        environment["TUNESHIP_KEYS_FILE"] = str(Path(keys).resolve())
+    secrets = {"--api-key-file": "TUNESHIP_KEYS_FILE", "--allowed-signers": "TUNESHIP_ALLOWED_SIGNERS"}
+    for option, variable in secrets.items():
+        if file := take(options, option, ""):
+            environment[variable] = str(Path(file).resolve())
     named = options.pop(0) if options and not options[0].startswith("-") else "current"
     environment |= {"TUNESHIP_BIND": host, "TUNESHIP_PORT": port, "TUNESHIP_RUN": named}
     environment["TUNESHIP_SERVE_ARGS"] = shlex.join(options)

@@ -12,13 +12,20 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from modelstore import UserError
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_null_byte_in(cls, value: Any) -> Any:
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError("no path and no name can hold a null byte")
+        return value
 
 
 class ModelConfig(_Section):
@@ -183,11 +190,13 @@ def load_config(path: Path, overrides: dict[str, Any] | None = None) -> TrainCon
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"There is no config at {path}. `ls configs/` lists the presets.") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as TOML: {error}.") from None
     for key, value in (overrides or {}).items():
         section, _, field = key.rpartition(".")
-        (tree.setdefault(section, {}) if section else tree)[field] = value
+        holder = tree.setdefault(section, {}) if section else tree
+        if isinstance(holder, dict):  # a section that is no table is one of the problems below
+            holder[field] = value
     try:
         return TrainConfig.model_validate(tree)
     except ValidationError as error:

@@ -13,7 +13,8 @@ from tests.server.conftest import ROOT, RUN_ID, Served, build_store, serving
 
 SECOND_ID = "20261124-0800-smollm2-handbook-b1c2"
 # generated requests were only tried on llama.cpp so far; the checks before the engine are the same
-collect_ignore = ["test_fuzz.py" if os.environ.get("TUNESHIP_TEST_ENGINE") == "vllm" else "test_vllm_engine.py"]
+GENERATED = ["test_fuzz.py", "test_description.py"]
+collect_ignore = GENERATED if os.environ.get("TUNESHIP_TEST_ENGINE") == "vllm" else ["test_vllm_engine.py"]
 ENGINE = os.environ.get("TUNESHIP_TEST_ENGINE", "llamacpp")
 
 

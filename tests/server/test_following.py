@@ -126,3 +126,26 @@ def test_a_run_named_by_its_id_stays(store: Store) -> None:
         time.sleep(2)
         assert serves(served) == RUN_ID
         assert "names" not in served.log
+
+
+def test_only_what_an_allowed_signer_signed_is_served(store: Store, tmp_path: Path) -> None:
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "ada")], check=True)
+    signers = tmp_path / "signers"
+    signers.write_text(f"ada {(tmp_path / 'ada.pub').read_text()}")
+    store.promote(RUN_ID)
+    options = ("--threads", "1", "--allowed-signers", str(signers))
+    argv = [sys.executable, "-m", "server", "serve", "--store", str(store.path), *options, "--dry-run"]
+    unsigned = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert unsigned.returncode == 2 and "is not signed" in unsigned.stderr and "Traceback" not in unsigned.stderr
+
+    modelstore(store, "sign", RUN_ID, "--key", str(tmp_path / "ada"))
+    with serving(store, *options) as served:
+        store.promote(SECOND_ID)
+        until(lambda: "is not signed" in served.log, 30)
+        assert f"still serving {RUN_ID}: {SECOND_ID} cannot be served" in served.log
+        assert serves(served) == RUN_ID
+        store.promote(RUN_ID)
+        time.sleep(1)
+        modelstore(store, "sign", SECOND_ID, "--key", str(tmp_path / "ada"))
+        store.promote(SECOND_ID)
+        until(lambda: serves(served) == SECOND_ID, 40)

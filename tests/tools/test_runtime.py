@@ -96,6 +96,7 @@ def test_train_mounts_what_lies_elsewhere_and_runs_as_the_owner(
 
 def test_serve_turns_its_options_into_compose_variables(runtime: ModuleType, store: str) -> None:
     options = ["2026", "--store", store, "--host", "0.0.0.0", "--port", "9", "--slots", "4", "--api-key-file", "k"]
+    options += ["--allowed-signers", "s"]
     plan = runtime.plan("serve", options, machine(runtime, has_gpu=True))
     (up,) = plan.commands
     assert (
@@ -104,6 +105,7 @@ def test_serve_turns_its_options_into_compose_variables(runtime: ModuleType, sto
     said = {name: plan.environment[f"TUNESHIP_{name}"] for name in ("BIND", "PORT", "RUN", "SERVE_ARGS", "KEYS_FILE")}
     keys = str(Path("k").resolve())
     assert said == {"BIND": "0.0.0.0", "PORT": "9", "RUN": "2026", "SERVE_ARGS": "--slots 4", "KEYS_FILE": keys}
+    assert plan.environment["TUNESHIP_ALLOWED_SIGNERS"] == str(Path("s").resolve())
     assert "http://0.0.0.0:9/v1" in plan.afterwards
 
 

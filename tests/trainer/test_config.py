@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from modelstore import UserError
+from tests.any_toml import NOISE, ODD, document, exchanged
 from trainer.config import config_sha256, load_config
 from trainer.config_reference import reference
 
@@ -85,3 +90,25 @@ def test_the_hash_ignores_where_the_data_lies_and_sees_everything_else(tmp_path:
     assert config_sha256(load_config(path, {"data.path": "elsewhere.jsonl"})) == plain
     assert config_sha256(load_config(path, {"training.learning_rate": 0.5})) != plain
     assert config_sha256(load_config(path, {"export.quantizations": ["Q8_0", "F16"]})) != plain
+
+
+FULL = json.loads(load_config(CONFIGS / "phi3-mini.toml").model_dump_json(exclude_none=True))
+OVERRIDES = st.sampled_from([{}, {"data.path": "d.jsonl"}, {"training.max_steps": 1}, {"name": "x"}])
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(data=document(FULL | {"data": {"path": "a\0b"}}), overrides={})
+@example(data=document(FULL | {"data": 5}), overrides={"data.path": "d.jsonl"})
+@given(data=NOISE | ODD | exchanged(FULL).map(document), overrides=OVERRIDES)
+def test_any_file_is_a_config_or_refused_with_its_name(tmp_path: Path, data: bytes, overrides: dict[str, Any]) -> None:
+    path = tmp_path / "config.toml"
+    path.write_bytes(data)
+    try:
+        config = load_config(path, overrides)
+    except UserError as error:
+        assert str(path) in str(error)
+        assert "problem(s):\n  " in str(error) or "cannot be read as TOML" in str(error)
+        str(error).encode()
+    else:
+        assert len(config_sha256(config)) == 64
+        assert "\0" not in f"{config.data.path}{config.data.questions}{config.model.base}"
