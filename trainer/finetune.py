@@ -123,12 +123,12 @@ def _train(trainer: Any, watch: Any, training: TrainingConfig, work: Path) -> in
     """Train to the end, or take what an interrupted run had finished; returns the step that was continued from."""
     from transformers import EarlyStoppingCallback, PrinterCallback
 
+    trainer.remove_callback(PrinterCallback)  # it writes to stdout
     finished = work / "finished"
     if finished.exists():
         _load_finished(trainer, finished)
         return int(trainer.state.global_step)
     (work / "checkpoints").mkdir(parents=True, exist_ok=True)
-    trainer.remove_callback(PrinterCallback)  # it writes to stdout
     trainer.add_callback(watch)
     if training.early_stopping_patience:
         trainer.add_callback(EarlyStoppingCallback(training.early_stopping_patience))
