@@ -5,7 +5,8 @@ usage: python -m benchmarks.train_gpu --model FOLDER --out RESULT.json [--varian
 
 Every variant runs in a process of its own. `plain` is what a user would write: transformers, bitsandbytes, peft and
 trl with their defaults. All others go through the kit's own finetune(). Rows are random words, the same for all; `full`
-rows fill the length, `chat` rows are log-normal with a median of 300 tokens. tokens_per_s counts no padding. With
+rows fill the length, `chat` rows are log-normal with a median of 300 tokens. tokens_per_s counts no padding. Variants
+that begin with `two` train on two GPUs; their peak memory is that of the first. With
 --data, `plain` trains on a file as the kit's trainer prepares it: the same tokens and labels in the same order.
 """
 
@@ -59,6 +60,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "training.gradient_accumulation_steps": 1,
     },
     "packed": {"training.packing": True},
+    "two": {"training.processes": 2},
+    "two-padded": {"training.processes": 2, "training.batches": "padded"},
+    "two-packed": {"training.processes": 2, "training.packing": True},
+    "two-transformers": {
+        "training.processes": 2,
+        "training.backend": "transformers",
+        "training.gradient_checkpointing": "on",
+    },
     "16bit-packed": {**NO_RECOMPUTE, "model.weights": "bf16", "training.packing": True},
 }
 WARMUP_STEPS = 5  # compilation, allocator
@@ -91,24 +100,27 @@ def kit_config(model: str, variant: str, steps: int, length: int) -> Any:
 
 
 def run_kit(wish: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """One variant through the kit's finetune()."""
+    """One variant through the kit's finetune(), or its like for several processes."""
+    from modelstore import Store
     from trainer.backends import choose_backend
 
-    config = kit_config(wish.model, wish.child, wish.steps, wish.length)
-    backend, _ = choose_backend(config, work / "cache")
+    config, store = kit_config(wish.model, wish.child, wish.steps, wish.length), Store(work.parent / "store")
+    store.create()
+    backend, _ = choose_backend(config, store.cache)
     from transformers import AutoTokenizer
 
-    from trainer.finetune import finetune
+    from trainer.across import finetuner
+    from trainer.bases import resolve_base
     from trainer.prepare import Prepared
     from trainer.render import Example
 
     tokenizer = AutoTokenizer.from_pretrained(wish.model)
     rows = make_rows(tokenizer, rows_needed(wish), wish.length, wish.rows)
     examples = [Example(ids, [1] * len(ids)) for ids in rows]
-    times: list[float] = [time.perf_counter()]
-    base = type("Folder", (), {"folder": staticmethod(lambda _: Path(wish.model))})()
+    base = resolve_base(wish.model, store)
     prepared = Prepared(train=examples, held_out=[], prompts=[], report=None)  # type: ignore[arg-type]
-    tuned = finetune(
+    times: list[float] = [time.perf_counter()]
+    summary = finetuner(config)(
         config,
         backend,
         base,
@@ -117,11 +129,11 @@ def run_kit(wish: argparse.Namespace, work: Path) -> dict[str, Any]:
         work=work,
         on_step=lambda *_: times.append(time.perf_counter()),
         should_stop=lambda: False,
-    )
+    ).summary
     log = [json.loads(line) for line in (work / "training.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in log if "loss" in line]
-    step_tokens = tuned.summary.tokens_per_step
-    return {"times": times, "losses": losses, "steps": tuned.summary.steps, "step_tokens": step_tokens}
+    peak, tokens = summary.peak_memory_bytes, summary.tokens_per_step
+    return {"times": times, "losses": losses, "steps": summary.steps, "step_tokens": tokens, "peak": peak}
 
 
 def run_plain(wish: argparse.Namespace, work: Path) -> dict[str, Any]:
@@ -131,6 +143,7 @@ def run_plain(wish: argparse.Namespace, work: Path) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
+    times = [time.perf_counter()]
     four_bits = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -165,7 +178,7 @@ def run_plain(wish: argparse.Namespace, work: Path) -> dict[str, Any]:
         train_sampling_strategy="sequential" if wish.data else "random",
         seed=3407,
     )
-    times, losses = [time.perf_counter()], []
+    losses: list[float] = []
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, *_: Any, **__: Any) -> None:
@@ -181,7 +194,9 @@ def run_plain(wish: argparse.Namespace, work: Path) -> dict[str, Any]:
     trainer.add_callback(Clock())
     trainer.train()
     step_tokens = 8 * sum(map(len, data["input_ids"])) / len(data)
-    return {"times": times, "losses": losses, "steps": trainer.state.global_step, "step_tokens": step_tokens}
+    peak = torch.cuda.max_memory_reserved()
+    steps = trainer.state.global_step
+    return {"times": times, "losses": losses, "steps": steps, "step_tokens": step_tokens, "peak": peak}
 
 
 def plain_dataset(wish: argparse.Namespace, tokenizer: Any) -> Any:
@@ -210,11 +225,8 @@ def rows_needed(wish: argparse.Namespace) -> int:
 
 def measure(wish: argparse.Namespace) -> dict[str, Any]:
     """Run one variant here and say what it took."""
-    import torch
-
     work = Path(wish.work) / wish.child
     work.mkdir(parents=True, exist_ok=True)
-    started = time.perf_counter()
     found = (run_plain if wish.child == "plain" else run_kit)(wish, work)
     times = found.pop("times")
     steps = [after - before for before, after in itertools.pairwise(times)][WARMUP_STEPS:]
@@ -228,10 +240,9 @@ def measure(wish: argparse.Namespace) -> dict[str, Any]:
         "timed_steps": len(steps),
         "tokens_per_step": round(tokens, 1),
         "tokens_per_s": round(tokens / second, 1),
-        "load_and_first_step_s": round(times[1] - started, 1),
-        "training_s": round(times[-1] - started, 1),
-        "peak_reserved_gib": round(torch.cuda.max_memory_reserved() / 2**30, 3),
-        "peak_allocated_gib": round(torch.cuda.max_memory_allocated() / 2**30, 3),
+        "load_and_first_step_s": round(times[1] - times[0], 1),
+        "training_s": round(times[-1] - times[0], 1),
+        "peak_reserved_gib": round(found["peak"] / 2**30, 3),
         "losses": [round(loss, 4) for loss in found["losses"]],
         "steps": found["steps"],
     }
