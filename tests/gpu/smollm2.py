@@ -26,7 +26,7 @@ WAIT_S = 240
 
 def smollm2(wish: argparse.Namespace) -> dict[str, Any]:
     """The demo's config, with Unsloth beneath."""
-    config = preset("demo", wish.work / "smollm2.toml", batch_size='4\nbackend = "unsloth"')
+    config = preset("demo", wish.work / "smollm2.toml", batch_size='4\nbackend = "unsloth"', logging_steps="1")
     resumed = subprocess.Popen(
         [sys.executable, "-m", "tests.gpu.smollm2", str(config), str(wish.work / "resumed")], cwd=ROOT
     )

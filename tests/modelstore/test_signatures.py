@@ -73,6 +73,11 @@ def test_plain_openssh_writes_the_same_signature(run: Run, key: Path) -> None:
     assert signer(run, allow(key)) == "ada@example.org"
 
 
+@pytest.mark.fault(
+    what="manifest of a signed run changed",
+    how="another hash in the manifest",
+    lost="found before serving, where signatures are asked for",
+)
 def test_a_changed_manifest_is_found(store: Store, run: Run, key: Path) -> None:
     sign(run, key)
     manifest = run.path / "manifest.json"

@@ -98,5 +98,9 @@ def test_shared_pins_agree() -> None:
             assert seen.setdefault(name, (version, path.name))[0] == version, (line, path.name, seen[name])
 
 
+def test_the_table_of_faults_is_what_its_tests_said() -> None:
+    subprocess.run([sys.executable, "tools/faults.py", "--check"], cwd=ROOT, check=True)
+
+
 def test_the_benchmark_page_is_what_the_results_say() -> None:
     subprocess.run([sys.executable, "tools/benchmark_page.py", "--check"], cwd=ROOT, check=True)

@@ -276,6 +276,11 @@ def _write_rotary_base(gguf: Path, value: float) -> None:
     field.parts[field.data[0]][0] = value
 
 
+@pytest.mark.fault(
+    what="files that are not the fine-tune",
+    how="a check of the verification fails",
+    lost="nothing is published; the files stay for a look",
+)
 def test_a_failed_verification_publishes_nothing_and_keeps_the_files(
     base_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,6 +293,11 @@ def test_a_failed_verification_publishes_nothing_and_keeps_the_files(
     assert store.runs() == [] and list((tmp_path / "runs").glob(".staging-*/gguf/*.gguf"))
 
 
+@pytest.mark.fault(
+    what="too little disk for the run",
+    how="the size that the run needs against the free space",
+    lost="nothing: said before training",
+)
 def test_a_disk_without_room_is_said_before_anything_is_trained(
     base_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
