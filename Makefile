@@ -106,7 +106,7 @@ test: check ## everything: checks, unit tests, real engines, the real demo
 	@$(PYTHON) tools/test.py $(ARGS)
 
 test-gpu: ## the GPU suite: PHI3_TOKENIZER=FOLDER with Phi-3's tokenizer files; results go to benchmarks/results/
-	@$(PYTHON) tools/envs.py
+	@$(PYTHON) tools/envs.py --dev
 	@.venv/trainer/bin/python -m tests.gpu.run $(if $(PHI3_TOKENIZER),--phi3-tokenizer $(PHI3_TOKENIZER)) $(ARGS)
 
 clean: ## remove the environments and caches (never the store)

@@ -33,7 +33,7 @@ from modelstore import Run, Store  # noqa: E402
 from modelstore.machine import cpu_threads  # noqa: E402
 from trainer.config import TrainConfig  # noqa: E402
 from trainer.gguf_files import convert, llamacpp_folder, quantize  # noqa: E402
-from trainer.gguf_probe import _llama_server, _post  # noqa: E402
+from trainer.gguf_probe import llama_server, post  # noqa: E402
 from trainer.importance import calibration_text, importance_matrix  # noqa: E402
 from trainer.machine import hardware, package_versions  # noqa: E402
 from trainer.pipeline import load_tokenizer  # noqa: E402
@@ -89,10 +89,10 @@ def right_answers(gguf: Path, questions: list[Question]) -> int:
     """Greedy answers that say what the question demands."""
     wish = {"llamacpp": str(llamacpp_folder()), "gguf": str(gguf), "adapter": "", "context": 1024}
     right = 0
-    with _llama_server(wish | {"gpu_layers": 0, "threads": cpu_threads()}) as url:
+    with llama_server(wish | {"gpu_layers": 0, "threads": cpu_threads()}) as url:
         for question in questions:
             body = {"messages": question.conversation(), "temperature": 0, "max_tokens": 96}
-            reply = _post(url, "/v1/chat/completions", body)["choices"][0]["message"]["content"]
+            reply = post(url, "/v1/chat/completions", body)["choices"][0]["message"]["content"]
             right += score(question, reply).strict
     return right
 
@@ -130,9 +130,7 @@ def main() -> None:
     parser.add_argument("store", type=Path)
     parser.add_argument("run")
     parser.add_argument("result", type=Path)
-    parser.add_argument(
-        "--llamacpp-commit", required=True, help="that FOLDER was built from; its programs do not know it"
-    )
+    parser.add_argument("commit", help="that FOLDER was built from; its programs do not know it")
     wish = parser.parse_args()
     store = Store(wish.store)
     run = store.run(wish.run)

@@ -43,7 +43,7 @@ def main() -> None:
 @contextlib.contextmanager
 def _served(wish: dict[str, Any]) -> Iterator[str]:
     if wish["llamacpp"]:
-        with _llama_server(wish) as url:
+        with llama_server(wish) as url:
             yield url
         return
     import xllamacpp
@@ -64,7 +64,7 @@ def _served(wish: dict[str, Any]) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _llama_server(wish: dict[str, Any]) -> Iterator[str]:
+def llama_server(wish: dict[str, Any]) -> Iterator[str]:
     """The llama-server of a llama.cpp folder, ended with the block."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -97,14 +97,14 @@ def _wait_until_loaded(url: str, child: subprocess.Popen[bytes]) -> None:
 
 def _chat_ids(url: str, text: str) -> list[int]:
     """The token ids that the chat endpoint makes of one user message."""
-    prompt = _post(url, "/apply-template", {"messages": [{"role": "user", "content": text}]})["prompt"]
-    ids: list[int] = _post(url, "/tokenize", {"content": prompt, "add_special": True, "parse_special": True})["tokens"]
+    prompt = post(url, "/apply-template", {"messages": [{"role": "user", "content": text}]})["prompt"]
+    ids: list[int] = post(url, "/tokenize", {"content": prompt, "add_special": True, "parse_special": True})["tokens"]
     return ids
 
 
 def _answer(url: str, prompt_ids: list[int], max_tokens: int) -> dict[str, Any]:
     wish = {"prompt": prompt_ids, "n_predict": max_tokens, "temperature": 0, "return_tokens": True}
-    reply = _post(url, "/completion", wish)
+    reply = post(url, "/completion", wish)
     return {"ids": reply["tokens"], "stop_type": reply["stop_type"]}
 
 
@@ -114,12 +114,12 @@ def _positions(url: str, probe: dict[str, list[int]]) -> list[list[tuple[int, fl
     for position in range(len(probe["answer_ids"])):
         ids = probe["prompt_ids"] + probe["answer_ids"][:position]
         wish = {"prompt": ids, "n_predict": 1, "n_probs": TOP, "temperature": 0, "cache_prompt": True}
-        top = _post(url, "/completion", wish)["completion_probabilities"][0]["top_logprobs"]
+        top = post(url, "/completion", wish)["completion_probabilities"][0]["top_logprobs"]
         found.append([(entry["id"], entry["logprob"]) for entry in top])
     return found
 
 
-def _post(url: str, path: str, body: dict[str, Any]) -> Any:
+def post(url: str, path: str, body: dict[str, Any]) -> Any:
     request = urllib.request.Request(url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})  # noqa: S310
     with urllib.request.urlopen(request, timeout=600) as reply:  # noqa: S310
         return json.load(reply)

@@ -1,4 +1,6 @@
-"""The conformance suite of the endpoint on an engine that has the GPU: the tests of tests/conformance as they are."""
+"""The conformance suite of the endpoint on an engine that has the GPU: the tests of tests/conformance as they are, but
+for those of the gateway's own description.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ def conformance(wish: argparse.Namespace, engine: str) -> dict[str, Any]:
     """Counts, and the names of what failed or was left out."""
     report, log = wish.work / f"conformance-{engine}.xml", wish.work / f"conformance-{engine}.log"
     argv = [program("server")[0], "-m", "pytest", "tests/conformance", f"--junitxml={report}"]
-    argv += ["--ignore=tests/conformance/test_description.py"]  # requests that no engine sees
+    argv += ["--ignore=tests/conformance/test_description.py"]  # the same on every engine
     environment = {**os.environ, **llama_server(), "TUNESHIP_TEST_ENGINE": engine}
     with log.open("w") as said:
         subprocess.run(argv, cwd=ROOT, env=environment, stdout=said, stderr=said, check=False)
