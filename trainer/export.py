@@ -11,15 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from modelstore import ArtifactSpec, Base, Store
+from modelstore import ArtifactSpec, Base, Store, UserError
 from modelstore.files import exclusive_lock
 from modelstore.machine import cpu_threads
 from trainer.gguf_files import BITS, convert, convert_adapter, end_children, quantize
 from trainer.importance import importance_matrix
 from trainer.merge import merge_files, round_files
+from trainer.out_of_memory import first_line, give_back, is_out_of_memory
 
 SPARE_THREADS = 8  # from here on the base's files are made while the model trains
 QUANTIZER_THREADS = 4  # that one quantizer makes good use of
+SPARING = "with the processor alone, files in pieces and one at a time"
 
 Say = Callable[[str], None]
 
@@ -41,7 +43,7 @@ def needed_bytes(base: Base, quantizations: tuple[str, ...], full_checkpoints: i
 def export(
     base: Base,
     staging: Path,
-    base_files: Callable[[], None],
+    base_files: Callable[[bool], None],
     *,
     quantizations: tuple[str, ...],
     say: Say,
@@ -49,23 +51,61 @@ def export(
     calibration: str | None = None,
     adapter_gguf: bool = False,
 ) -> list[ArtifactSpec]:
-    """Write all artifacts below `staging`, where adapter/ is, or from the `trained` weights; `base_files` returns when
-    the base has its own. With a `calibration` text the run's files are quantized by its importance matrix.
+    """Write all artifacts below `staging`, where adapter/ is, or from the `trained` weights; `base_files(sparing)`
+    returns when the base has its own. With a `calibration` text the run's files are quantized by its importance matrix.
+
+    When memory runs out, everything once more, sparing it. Raises UserError when that is not enough.
     """
+
+    def attempt(sparing: bool) -> list[ArtifactSpec]:
+        if sparing:
+            base_files(sparing)  # first, so that nothing else is at work
+        specs = _export(base, staging, quantizations, say, trained, calibration, adapter_gguf, sparing)
+        if not sparing:
+            base_files(sparing)
+        return specs
+
+    try:
+        return attempt(sparing=False)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        say(f"out of memory at the export ({first_line(error)}); once more, {SPARING}")
+    give_back()
+    try:
+        return attempt(sparing=True)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"Memory ran out at the export, also {SPARING}: {first_line(error)}. Nothing was published; the "
+            "training is kept. End other programs, then start the same command again: it continues with the export."
+        ) from error
+
+
+def _export(
+    base: Base,
+    staging: Path,
+    quantizations: tuple[str, ...],
+    say: Say,
+    trained: Path | None,
+    calibration: str | None,
+    adapter_gguf: bool,
+    sparing: bool,
+) -> list[ArtifactSpec]:
     for name in ("merged", "gguf"):
         shutil.rmtree(staging / name, ignore_errors=True)  # what an interrupted attempt left
     say("export: merged 16-bit weights")
     if trained:
-        round_files(base.folder("hf"), trained, staging / "merged")
+        round_files(base.folder("hf"), trained, staging / "merged", sparing=sparing)
     else:
-        merge_files(base.folder("hf"), staging / "adapter", staging / "merged")
+        merge_files(base.folder("hf"), staging / "adapter", staging / "merged", sparing=sparing)
     say(f"export: GGUF {', '.join(quantizations)}")
-    specs = make_gguf(staging / "merged", staging / "gguf", "tuned", quantizations, base.id, calibration)
+    specs = make_gguf(staging / "merged", staging / "gguf", "tuned", quantizations, base.id, calibration, sparing)
     adapter = [] if trained else [ArtifactSpec("adapter", "adapter")]
     if adapter_gguf:
         convert_adapter(staging / "adapter", base.folder("hf"), staging / "gguf" / "adapter.gguf")
         adapter.append(ArtifactSpec("adapter-gguf", "gguf/adapter.gguf"))
-    base_files()
     return [*adapter, ArtifactSpec("merged", "merged"), *specs]
 
 
@@ -76,18 +116,20 @@ def make_gguf(
     quantizations: tuple[str, ...],
     base_id: str,
     calibration: str | None = None,
+    sparing: bool = False,
 ) -> list[ArtifactSpec]:
-    """Convert once to BF16, quantize each from that. The BF16 file stays only when it was asked for.
+    """Convert once to BF16, quantize each from that, several at a time unless memory is to be spared. The BF16 file
+    stays only when it was asked for.
 
     The base's id becomes the model's name in the file: llama.cpp tells Phi-3's tokenizer by it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     sixteen_bit = folder / f"{name}-BF16.gguf"
-    convert(model_folder, sixteen_bit, base_id)
+    convert(model_folder, sixteen_bit, base_id, sparing=sparing)
     wanted = [each for each in quantizations if each != "BF16"]
-    at_once = max(1, min(len(wanted), cpu_threads() // QUANTIZER_THREADS))
-    threads = max(1, cpu_threads() // at_once)
-    matrix = importance_matrix(sixteen_bit, calibration) if calibration and wanted else None
+    at_once = 1 if sparing else max(1, min(len(wanted), cpu_threads() // QUANTIZER_THREADS))
+    threads = 1 if sparing else max(1, cpu_threads() // at_once)
+    matrix = importance_matrix(sixteen_bit, calibration, sparing) if calibration and wanted else None
     targets = [folder / f"{name}-{each}.gguf" for each in wanted]
     with ThreadPoolExecutor(at_once) as pool:
         list(pool.map(lambda target, each: quantize(sixteen_bit, target, each, threads, matrix), targets, wanted))
@@ -99,21 +141,29 @@ def make_gguf(
 
 
 @contextmanager
-def base_files(base: Base, store: Store, quantizations: tuple[str, ...], say: Say) -> Iterator[Callable[[], None]]:
-    """The same GGUF files of the base model, for a fair comparison. Yields a function that returns when they are there.
+def base_files(base: Base, store: Store, quantizations: tuple[str, ...], say: Say) -> Iterator[Callable[[bool], None]]:
+    """The same GGUF files of the base model, for a fair comparison. Yields a function that returns when they are there
+    and takes whether memory is to be spared.
 
     With processors to spare they are made while the model trains; leaving the block early ends that work.
     """
     missing = _missing(base, quantizations)
     if not missing:
-        yield lambda: None
+        yield lambda sparing: None
     elif cpu_threads() < SPARE_THREADS:
-        yield lambda: _make_base_files(base, store, missing, say)
+        yield lambda sparing: _make_base_files(base, store, missing, say, sparing)
     else:
         with ThreadPoolExecutor(1, initializer=_stand_back) as pool:  # the work is done by child processes
             made = pool.submit(_make_base_files, base, store, missing, say)
+
+            def wait(sparing: bool) -> None:
+                if sparing and made.exception():  # it ended for want of memory, or will say again what is wrong
+                    _make_base_files(base, store, missing, say, sparing)
+                else:
+                    made.result()
+
             try:
-                yield made.result
+                yield wait
             except BaseException:
                 end_children()
                 raise
@@ -130,7 +180,7 @@ def _stand_back() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
-def _make_base_files(base: Base, store: Store, missing: tuple[str, ...], say: Say) -> None:
+def _make_base_files(base: Base, store: Store, missing: tuple[str, ...], say: Say, sparing: bool = False) -> None:
     work = store.work(f"base-{base.id}")
     with exclusive_lock(work.with_name(f"{work.name}.lock"), waits=True):  # another run of this base may be at it
         missing = _missing(store.base(base.id), missing)
@@ -138,7 +188,7 @@ def _make_base_files(base: Base, store: Store, missing: tuple[str, ...], say: Sa
             return
         say(f"export: GGUF {', '.join(missing)} of the base model")
         try:
-            specs = make_gguf(base.folder("hf"), work / "gguf", "base", missing, base.id)
+            specs = make_gguf(base.folder("hf"), work / "gguf", "base", missing, base.id, sparing=sparing)
             store.add_to_base(base.id, {spec.path: work / spec.path for spec in specs}, specs)
         finally:
             shutil.rmtree(work, ignore_errors=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from modelstore import UserError
 from trainer.children import bound
 from trainer.failures import full_disk, is_full
+from trainer.out_of_memory import child_ran_out
 
 # llama.cpp's `enum llama_ftype`
 FTYPES = {
@@ -60,12 +61,13 @@ def llamacpp_folder() -> Path | None:
     return Path(named).resolve() if named else None
 
 
-def convert(model_folder: Path, gguf: Path, model_name: str) -> None:
-    """A model folder to a BF16 GGUF with the chat template embedded."""
+def convert(model_folder: Path, gguf: Path, model_name: str, *, sparing: bool = False) -> None:
+    """A model folder to a BF16 GGUF with the chat template embedded. Sparing memory, tensors wait on the disk."""
     script = _converter() / "convert_hf_to_gguf.py"
     if not script.exists():
         raise UserError(f"llama.cpp's converter is not at {script}. `make setup` installs it.")
-    _convert(script, gguf, str(model_folder), "--outtype", "bf16", "--model-name", model_name)
+    waiting = ["--use-temp-file"] if sparing else []
+    _convert(script, gguf, str(model_folder), "--outtype", "bf16", "--model-name", model_name, *waiting)
 
 
 def convert_adapter(adapter: Path, base: Path, gguf: Path) -> None:
@@ -109,7 +111,9 @@ def end_children() -> None:
 
 
 def run_tool(argv: list[str], environment: dict[str, str], target: Path, folder: Path | None = None) -> None:
-    """Run a program that makes `target`, in `folder` or here. Raises ExportError with the end of what it said."""
+    """Run a program that makes `target`, in `folder` or here. Raises ExportError with the end of what it said, or
+    MemoryError.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     with subprocess.Popen(
         bound(argv), cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -122,6 +126,8 @@ def run_tool(argv: list[str], environment: dict[str, str], target: Path, folder:
     if child.returncode or not target.exists():
         if is_full(target.parent, said):
             raise full_disk(target)
+        if child_ran_out(child.returncode, said):
+            raise MemoryError(f"{target.name} could not be made: {said.strip()[-300:] or 'the program was killed'}")
         raise ExportError(f"{target.name} could not be made (exit code {child.returncode}):\n{said[-1500:]}")
 
 

@@ -43,11 +43,11 @@ def calibration_text(examples: Sequence[Example], tokenizer: Any) -> str:
     return "\n".join([text] * max(1, -(-LEAST_CHUNKS * CHUNK_TOKENS // tokens)))
 
 
-def importance_matrix(sixteen_bit: Path, calibration: str) -> Path:
-    """The matrix of a BF16 GGUF over the text, as a file beside it."""
+def importance_matrix(sixteen_bit: Path, calibration: str, sparing: bool = False) -> Path:
+    """The matrix of a BF16 GGUF over the text, as a file beside it; `sparing` the card's memory, on the processor."""
     matrix, text = sixteen_bit.with_name("importance-matrix.gguf"), sixteen_bit.with_name("training-rows.txt")
     text.write_text(calibration, encoding="utf-8")
-    layers = "999" if compute_device() == "cuda" else "0"
+    layers = "999" if compute_device() == "cuda" and not sparing else "0"
     argv = [str(imatrix_program()), "--model", sixteen_bit.name, "--file", text.name, "--output-file", matrix.name]
     argv += ["--parse-special", "--ctx-size", str(CHUNK_TOKENS), "--chunks", str(MOST_CHUNKS), "--no-ppl"]
     argv += ["--threads", str(cpu_threads()), "--n-gpu-layers", layers]

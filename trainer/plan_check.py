@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from modelstore import Base, UserError
 from trainer.config import TrainConfig
 from trainer.machine import compute_device, free_memory_bytes, gpu_name, resident_bytes
+from trainer.out_of_memory import first_line, give_back, is_out_of_memory
 from trainer.plan import GIB, Place
 from trainer.plan_data import counted
 from trainer.plan_fit import as_text, changed, differences
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from trainer.render import Example
 
 CERTAIN = 0.85  # of the prediction: what it may be off by on a CPU is 15%
-MESSAGES = ("out of memory", "can't allocate memory", "cannot allocate memory", "cublas_status_alloc_failed")
 REMEMBERED = "cheaper-plan.json"
 
 Say = Callable[[str], None]
@@ -86,15 +85,6 @@ def _said(report: Report, available: int) -> str:
     return f"plan: {peak / GIB:.2f} GiB at the peak{whose}, which {verb} the {available / GIB:.2f} GiB that are free"
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Of the card, of the processor's allocator, or of Python."""
-    if isinstance(error, MemoryError):
-        return True
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing torch
-        return True
-    return isinstance(error, RuntimeError | OSError) and any(text in str(error).lower() for text in MESSAGES)
-
-
 def train_within_memory(
     config: TrainConfig, planned: Planned, work: Path, say: Say, run: Callable[[TrainConfig], Finetuned]
 ) -> Finetuned:
@@ -111,8 +101,8 @@ def train_within_memory(
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    _give_back()
+        reason = first_line(error)
+    give_back()
     changes = {} if remembered else _cheaper(config, planned)
     if not changes:
         raise UserError(_advice(reason, planned))
@@ -124,17 +114,8 @@ def train_within_memory(
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
     raise UserError(_advice(reason, planned))
-
-
-def _give_back() -> None:
-    """The failed attempt's tensors hang in reference cycles."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _cheaper(config: TrainConfig, planned: Planned) -> dict[str, Any]:

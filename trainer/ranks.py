@@ -41,7 +41,7 @@ def main() -> None:
         say(type(error).__name__, message=str(error)[:LONGEST_MESSAGE])
         sys.exit(1)
     except Exception as error:
-        from trainer.plan_check import is_out_of_memory
+        from trainer.out_of_memory import is_out_of_memory
 
         traceback.print_exc()
         kind = "MemoryError" if is_out_of_memory(error) else "failed"

@@ -8,10 +8,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from trainer.backends.joined import can_join, join  # noqa: E402
+from trainer.backends.joined import MULTIPLE, can_join, join  # noqa: E402
 
 PAD, IGNORED = 0, -100
-BEGINNING = [5, 6, 7, 8, 9, 10]
+BEGINNING = [5 + n % 6 for n in range(30)]
 
 
 def batch(rows: list[list[int]], untrained: int) -> tuple[Any, Any, Any]:
@@ -36,9 +36,9 @@ def model() -> Any:
 @pytest.mark.parametrize(
     ("rows", "untrained"),
     [
-        ([[*BEGINNING, 11, 12, 13], [*BEGINNING, 14, 15], [*BEGINNING, 16, 17, 18, 19]], 7),
-        ([[*BEGINNING, 11, 12], [*BEGINNING, 11, 12], [*BEGINNING, 13]], 3),  # trained tokens in the shared part
-        ([[5, 11, 12, 13, 14, 15, 16], [6, 7], [8, 9, 10]], 1),  # nothing is shared, much is padding
+        ([[*BEGINNING, 11, 12, 13], [*BEGINNING, 14, 15], [*BEGINNING, 16, 17, 18, 19]], 31),
+        ([[*BEGINNING, 11, 12], [*BEGINNING, 11, 12], [*BEGINNING, 13]], 27),  # trained tokens in the shared part
+        ([[5, *range(8, 36)], [6, 7], [8, 9, 10]], 1),  # nothing is shared, much is padding
     ],
 )
 def test_loss_and_gradient_are_those_of_the_padded_batch(model: Any, rows: list[list[int]], untrained: int) -> None:
@@ -46,6 +46,7 @@ def test_loss_and_gradient_are_those_of_the_padded_batch(model: Any, rows: list[
     joined = join(ids, mask, labels, IGNORED)
     assert joined is not None
     assert joined.model_inputs["input_ids"].numel() < ids.numel()
+    assert joined.model_inputs["input_ids"].numel() % MULTIPLE == len(joined.targets) % MULTIPLE == 0
 
     def gradient(logits: Any, targets: Any) -> tuple[float, Any]:
         model.zero_grad()

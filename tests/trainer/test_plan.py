@@ -15,8 +15,9 @@ from click.testing import CliRunner
 from modelstore import UserError
 from trainer.cli import main
 from trainer.config import TrainConfig
+from trainer.out_of_memory import is_out_of_memory
 from trainer.plan import Lengths, Place, predict_peak
-from trainer.plan_check import Planned, is_out_of_memory, train_within_memory
+from trainer.plan_check import Planned, train_within_memory
 from trainer.plan_fit import Planner, differences
 from trainer.plan_report import parse_size
 from trainer.plan_shape import Shape, find_shape, shape_of

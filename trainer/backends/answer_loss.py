@@ -29,9 +29,9 @@ def answer_loss_trainer() -> Any:
             if self.joins is None:
                 self.joins = self._joining_keeps_the_loss(inputs)
             outputs, targets = self._forward(model, inputs, self.joins)
-            total = cross_entropy(outputs.logits.float(), targets, reduction="sum")
+            total = cross_entropy(outputs.logits.float(), targets, reduction="sum", ignore_index=IGNORED_LABEL)
             if num_items_in_batch is None:
-                loss = total / len(targets)
+                loss = total / (targets != IGNORED_LABEL).sum()
             else:  # the tokens of all processes, whose gradients are averaged
                 loss = total * self.accelerator.num_processes / num_items_in_batch
             return (loss, outputs) if return_outputs else loss
@@ -60,7 +60,7 @@ def answer_loss_trainer() -> Any:
 
         def _mean_loss(self, inputs: Any, joins: bool) -> float:
             outputs, targets = self._forward(self.model, inputs, joins)
-            return float(cross_entropy(outputs.logits.float(), targets))
+            return float(cross_entropy(outputs.logits.float(), targets, ignore_index=IGNORED_LABEL))
 
     return AnswerLossTrainer
 

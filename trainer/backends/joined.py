@@ -10,12 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 
 LONGEST_TOKENS = 1024  # beyond it the attention over the whole sequence costs more than is saved
+MULTIPLE = 16  # of tokens, and of trained ones: oneDNN compiles and keeps kernels for every shape that it meets
 LEAST_SAVED = 0.05  # share of the padded batch
 
 
 @dataclass(frozen=True)
 class Joined:
-    """`model_inputs` for one forward pass; `before` holds, for every trained token, the position that predicts it."""
+    """`model_inputs` for one forward pass; `before` holds, for every trained token, the position that predicts it.
+
+    Both are filled up to a multiple of MULTIPLE: `targets` with ignored labels, the sequence with tokens that no row
+    sees.
+    """
 
     model_inputs: dict[str, Any]
     before: Any
@@ -29,7 +34,8 @@ def join(input_ids: Any, attention_mask: Any, labels: Any, ignored: int) -> Join
     lengths = attention_mask.sum(dim=1).tolist()
     shared = _shared_tokens(input_ids, min(lengths))
     total = shared + sum(length - shared for length in lengths)
-    if total > LONGEST_TOKENS or total > (1 - LEAST_SAVED) * input_ids.numel():
+    filled = total + -total % MULTIPLE
+    if filled > LONGEST_TOKENS or filled > (1 - LEAST_SAVED) * input_ids.numel():
         return None
     ids, positions, owner = [input_ids[0, :shared]], [torch.arange(shared)], [torch.zeros(shared, dtype=torch.long)]
     before, targets, start = [], [], shared
@@ -41,6 +47,11 @@ def join(input_ids: Any, attention_mask: Any, labels: Any, ignored: int) -> Join
         before.append(torch.where(trained < shared, trained, trained + start - shared))
         targets.append(labels[row, 1:length][trained])
         start += length - shared
+    ids.append(input_ids.new_zeros(filled - total))
+    positions.append(ids[-1])
+    owner.append(torch.full_like(ids[-1], len(lengths) + 1))
+    targets.append(labels.new_full((-sum(map(len, targets)) % MULTIPLE,), ignored))
+    before.append(torch.zeros_like(targets[-1]))
     whose, device = torch.cat(owner), input_ids.device
     sees = (whose[None, :] == 0) | (whose[None, :] == whose[:, None])
     inputs = {

@@ -1,0 +1,93 @@
+"""Memory that runs out after the training: the export goes on in less of it, or says so and keeps the training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelstore import Store, UserError
+from tests.faults.test_training import Said, go
+from trainer import children, gguf_files, merge
+from trainer.config import TrainConfig
+
+ROOM_BYTES = 300 << 20  # of address space: the converter's imports alone need more
+
+
+def at_the_merge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch says where a product does not fit, which the card of a test machine may be too large for."""
+    whole, asked = merge._merged, iter(range(1000))
+
+    def runs_out_once(*arguments: Any) -> Any:
+        if next(asked) == 0:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return whole(*arguments)
+
+    monkeypatch.setattr(merge, "_merged", runs_out_once)
+    monkeypatch.setattr(merge, "PIECE_PARAMETERS", 20_000)
+
+
+def at_the_conversion(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real converter in too small an address space, until it is told to keep tensors on the disk."""
+
+    def cramped(argv: list[str]) -> list[str]:
+        least = "--use-temp-file" in argv or "--outtype" not in argv
+        return children.bound(argv if least else ["prlimit", f"--as={ROOM_BYTES}", *argv])
+
+    monkeypatch.setattr(gguf_files, "bound", cramped)
+
+
+def at_the_quantization(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first quantizer is killed without a word, as the kernel does it."""
+    killed: list[str] = []
+
+    def killed_once(argv: list[str]) -> list[str]:
+        if "Q8_0" in argv and not killed:
+            killed.append("Q8_0")
+            return ["sh", "-c", "kill -9 $$"]
+        return children.bound(argv)
+
+    monkeypatch.setattr(gguf_files, "bound", killed_once)
+
+
+@pytest.mark.fault(
+    what="memory runs out at the merge, the conversion, the quantization",
+    how="torch's error; the converter in an address space that is too small; kill -9 of the quantizer",
+    lost="nothing: the export is done once more in less memory, and the run is published",
+)
+@pytest.mark.parametrize("provoked", [at_the_merge, at_the_conversion, at_the_quantization])
+def test_an_export_without_memory_is_done_once_more_sparing_it(
+    wish: TrainConfig, tmp_path: Path, provoked: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    undisturbed = go(wish, tmp_path / "undisturbed").run
+    provoked(monkeypatch)
+    said = Said()
+    run = go(wish, tmp_path / "cut", said).run
+    assert sum(line.startswith("out of memory at the export") for line in said.lines) == 1, said.lines
+    Store(tmp_path / "cut").check(run)
+    files = [each.artifact("gguf", "Q8_0").path for each in (run, undisturbed)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    pieces = list(run.folder("merged").glob("*.safetensors"))
+    assert len(pieces) == (4 if provoked is at_the_merge else 1)
+    mine, theirs = (AutoModelForCausalLM.from_pretrained(each.folder("merged")) for each in (run, undisturbed))
+    assert all(torch.equal(weight, theirs.state_dict()[name]) for name, weight in mine.state_dict().items())
+
+
+def test_an_export_that_never_fits_says_so_and_the_next_start_exports(
+    wish: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cramped(argv: list[str]) -> list[str]:
+        return children.bound(["prlimit", f"--as={ROOM_BYTES}", *argv] if "--outtype" in argv else argv)
+
+    with monkeypatch.context() as cut:
+        cut.setattr(gguf_files, "bound", cramped)
+        with pytest.raises(UserError, match=r"(?s)Memory ran out at the export, also with .*the training is kept"):
+            go(wish, tmp_path)
+    assert Store(tmp_path).runs() == []
+    again = Said()
+    Store(tmp_path).check(go(wish, tmp_path, again).run)
+    assert any(line.startswith("continues run") for line in again.lines)
