@@ -14,6 +14,7 @@ import asyncio
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -49,7 +50,10 @@ def ours(url: str, model: str, streams: int, requests: int, prompt_tokens: int) 
 
 
 def theirs(command: str, tokenizer: str, url: str, model: str, streams: int, requests: int) -> dict[str, float]:
-    """Medians of guidellm over its successful requests, and its prompts' tokens as the server counts them."""
+    """Medians of guidellm over its successful requests, and its prompts' tokens as the server counts them.
+
+    Each call has a seed of its own: prompts that occurred before would come from the server's prefix cache.
+    """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "out.json")
         wish = {
@@ -58,6 +62,7 @@ def theirs(command: str, tokenizer: str, url: str, model: str, streams: int, req
             "--constraint": f"kind=max_requests,count={requests}",
             "--tokenizer": f"kind=huggingface_auto,model={tokenizer}",
             "--data": f"kind=synthetic_text,prompt_tokens={PROMPT},output_tokens={OUTPUT}",
+            "--seed": f"kind=static,value={random.getrandbits(31)}",
             "--output": f"kind=json,path={out}",
         }
         argv = [command, "run", *(part for pair in wish.items() for part in pair), "--disable-console"]

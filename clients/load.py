@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+import secrets
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from clients.endpoint import SENT
@@ -61,12 +62,10 @@ class Prompts:
 
     rng: random.Random
     words: int
-    made: int = field(default=0)
 
     def next(self) -> str:
-        """A prompt that never occurred before: it begins with a number of its own."""
-        self.made += 1
-        return f"{self.rng.getrandbits(40)} " + " ".join(self.rng.choices(WORDS, k=self.words))
+        """A prompt that never occurred before, not in an earlier load either: it begins with a number of its own."""
+        return f"{secrets.randbelow(10**12):012d} " + " ".join(self.rng.choices(WORDS, k=self.words))
 
 
 async def fitted_prompts(client: AsyncOpenAI, load: Load, seed: int) -> Prompts:

@@ -58,7 +58,7 @@ RUN cmake -S vendor/llama.cpp -B build -G Ninja -DCMAKE_BUILD_TYPE=Release \
     && cp -P build/bin/llama-quantize build/bin/llama-imatrix /opt/llamacpp/ \
     && cp -P /opt/serving/* /opt/llamacpp/ \
     && cp -r vendor/llama.cpp/conversion vendor/llama.cpp/gguf-py vendor/llama.cpp/convert_hf_to_gguf.py \
-        vendor/llama.cpp/convert_lora_to_gguf.py vendor/llama.cpp/LICENSE /opt/llamacpp/ \
+        vendor/llama.cpp/LICENSE /opt/llamacpp/ \
     && cp -L /usr/local/cuda/lib64/libcudart.so.13 /usr/local/cuda/lib64/libcublas.so.13 \
         /usr/local/cuda/lib64/libcublasLt.so.13 /opt/serving/
 

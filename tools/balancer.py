@@ -33,6 +33,8 @@ defaults
     option forwardfor
     # long answers come in pieces; a first piece may take as long as a long prompt
     timeout connect 5s
+    # a busy server may take its time to say that it generates; without this line a check has as long as their interval
+    timeout check 5s
     timeout client 10m
     timeout server 10m
     timeout http-request 30s

@@ -14,7 +14,8 @@ from pathlib import Path
 from modelstore import ArtifactSpec, Base, Store, UserError
 from modelstore.files import exclusive_lock
 from modelstore.machine import cpu_threads
-from trainer.gguf_files import BITS, convert, convert_adapter, end_children, quantize
+from trainer.gguf_adapter import write_adapter
+from trainer.gguf_files import BITS, convert, end_children, quantize
 from trainer.importance import importance_matrix
 from trainer.merge import merge_files, round_files
 from trainer.out_of_memory import first_line, give_back, is_out_of_memory
@@ -104,7 +105,8 @@ def _export(
     specs = make_gguf(staging / "merged", staging / "gguf", "tuned", quantizations, base.id, calibration, sparing)
     adapter = [] if trained else [ArtifactSpec("adapter", "adapter")]
     if adapter_gguf:
-        convert_adapter(staging / "adapter", base.folder("hf"), staging / "gguf" / "adapter.gguf")
+        finest = max(specs, key=lambda spec: BITS.get(spec.quantization or "", 0.0))
+        write_adapter(staging / "adapter", staging / "merged", staging / finest.path, staging / "gguf" / "adapter.gguf")
         adapter.append(ArtifactSpec("adapter-gguf", "gguf/adapter.gguf"))
     return [*adapter, ArtifactSpec("merged", "merged"), *specs]
 

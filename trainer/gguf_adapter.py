@@ -1,4 +1,8 @@
-"""Compares an adapter's GGUF with the PEFT adapter that it was made from: every A, every B and the scale."""
+"""An adapter as a GGUF, for llama.cpp's `--lora`: writes it, and compares it with the PEFT adapter, every A, every B
+and the scale.
+
+Names are those of the gguf package; rows lie in the order of the model's own file, which llama.cpp's converter made.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.gguf_weights import names_in_gguf, paired_rows
-from trainer.weights import read_adapter
+from trainer.gguf_files import ExportError
+from trainer.gguf_weights import architecture, names_in_gguf, paired_rows, stored_order
+from trainer.weights import read_adapter, read_tensors
 
 HEADS = {"attn_q.weight": "num_attention_heads", "attn_k.weight": "num_key_value_heads"}
 
@@ -23,6 +28,39 @@ class AdapterError:
     different: tuple[str, ...]
     alpha: float
     wanted_alpha: float
+
+
+def write_adapter(adapter: Path, merged: Path, model: Path, target: Path) -> None:
+    """A PEFT adapter as the GGUF `target`, its A and B in 32 bits. `merged` is the folder that the GGUF `model` was
+    made from. Raises ExportError for an adapted layer that the model's file does not have under one name.
+    """
+    from gguf import GGUFReader, GGUFType, GGUFWriter, Keys
+
+    reader, pairs, weights = GGUFReader(model), read_adapter(adapter)[0], dict(read_tensors(merged))
+    there = {tensor.name: tensor for tensor in reader.tensors}
+    blocks = reader.fields[f"{architecture(reader)}.block_count"].contents()
+    name_in_gguf = names_in_gguf(reader, blocks)
+    writer = GGUFWriter(target, architecture(reader))
+    writer.add_type(GGUFType.ADAPTER)
+    writer.add_string(Keys.Adapter.TYPE, "lora")
+    writer.add_float32(Keys.Adapter.LORA_ALPHA, _alpha(adapter))
+    for module, pair in sorted(pairs.items()):
+        name = name_in_gguf(f"{module}.weight")
+        if name not in there:
+            raise ExportError(
+                f"the adapted layer {module} is not in {model.name}, so no GGUF can be made of the adapter."
+            )
+        rows = stored_order(reader, there[name], weights[f"{module}.weight"]())
+        writer.add_tensor(f"{name}.lora_a", pair["A"].float().numpy())
+        writer.add_tensor(f"{name}.lora_b", pair["B"].float().numpy()[rows])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _alpha(adapter: Path) -> float:
+    return float(json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["lora_alpha"])
 
 
 def compare_adapter(gguf: Path, adapter: Path, base: Path) -> AdapterError:
@@ -41,8 +79,7 @@ def compare_adapter(gguf: Path, adapter: Path, base: Path) -> AdapterError:
     different = [name for name in wanted if name not in there or not _equals_one(there[name], wanted[name])]
     different += [name for name in there if name not in wanted]
     alpha = float(reader.fields["adapter.lora.alpha"].contents())
-    wanted_alpha = float(json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["lora_alpha"])
-    return AdapterError(len(there), tuple(sorted(different)), alpha, wanted_alpha)
+    return AdapterError(len(there), tuple(sorted(different)), alpha, _alpha(adapter))
 
 
 def _orders(name: str, b: Any, model: dict[str, Any]) -> list[Any]:

@@ -1,8 +1,7 @@
-"""Makes GGUF files with llama.cpp's own tools: each converter in a child process, the quantizer in another.
+"""Makes GGUF files with llama.cpp's own tools: the converter in a child process, the quantizer in another.
 
 A child, because llama.cpp ends the process at a file that it does not like. The tools are those of the llama.cpp folder
-that TUNESHIP_LLAMACPP names, or else those of the environment's packages; the converter of adapters, which no package
-has, is then the copy in vendor/.
+that TUNESHIP_LLAMACPP names, or else those of the environment's packages.
 """
 
 from __future__ import annotations
@@ -66,24 +65,14 @@ def convert(model_folder: Path, gguf: Path, model_name: str, *, sparing: bool = 
     script = _converter() / "convert_hf_to_gguf.py"
     if not script.exists():
         raise UserError(f"llama.cpp's converter is not at {script}. `make setup` installs it.")
-    waiting = ["--use-temp-file"] if sparing else []
-    _convert(script, gguf, str(model_folder), "--outtype", "bf16", "--model-name", model_name, *waiting)
-
-
-def convert_adapter(adapter: Path, base: Path, gguf: Path) -> None:
-    """A PEFT adapter to a GGUF with its A and B in 32 bits; of the base model's folder only the settings are read."""
-    script = (llamacpp_folder() or Path(__file__).parent / "vendor") / "convert_lora_to_gguf.py"
-    _convert(script, gguf, str(adapter), "--base", str(base), "--outtype", "f32")
+    paths = [str(_converter()), str(_converter() / "gguf-py"), *sys.path]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
+    argv = [sys.executable, str(script), str(model_folder), "--outtype", "bf16", "--model-name", model_name]
+    run_tool([*argv, *(["--use-temp-file"] if sparing else []), "--outfile", str(gguf)], environment, gguf)
 
 
 def _converter() -> Path:
     return llamacpp_folder() or Path(sys.prefix) / "converter"
-
-
-def _convert(script: Path, gguf: Path, *arguments: str) -> None:
-    paths = [str(_converter()), str(_converter() / "gguf-py"), *sys.path]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
-    run_tool([sys.executable, str(script), *arguments, "--outfile", str(gguf)], environment, gguf)
 
 
 def quantize(source: Path, target: Path, quantization: str, threads: int, matrix: Path | None = None) -> None:

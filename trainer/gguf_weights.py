@@ -76,14 +76,30 @@ def _closest(reader: Any, tensor: Any, whole: Any) -> tuple[float, Any, Any]:
         return float("inf"), None, None
     rows = np.linspace(0, shape[0] - 1, min(shape[0], ROWS)).astype(int)
     found = dequantize(tensor.data[rows], tensor.tensor_type).astype(np.float64)
+    error, order = _best_order(reader, tensor, whole, rows, found)
+    return error, order[rows], found
+
+
+def _best_order(reader: Any, tensor: Any, whole: Any, rows: Any, found: Any) -> tuple[float, Any]:
+    """The order in which the safetensors tensor's rows lie in the file, by the least error; `found` are its `rows`."""
+    import numpy as np
+
     errors = []
-    for order in _orders(reader, tensor.name, shape[0]):
+    for order in _orders(reader, tensor.name, len(whole)):
         expected = _numbers(whole, order[rows])
         size = max(float(np.sqrt((expected**2).mean())), 1e-12)
         shifted = [found - expected, found - expected - 1] if found.ndim == 1 else [found - expected]
-        errors.append((min(float(np.sqrt((d**2).mean())) / size for d in shifted), order[rows]))
-    error, rows = min(errors, key=lambda pair: pair[0])
-    return error, rows, found
+        errors.append((min(float(np.sqrt((d**2).mean())) / size for d in shifted), order))
+    return min(errors, key=lambda pair: pair[0])
+
+
+def stored_order(reader: Any, tensor: Any, whole: Any) -> Any:
+    """Numbers of the rows of `whole`, the tensor in safetensors, in the order in which the GGUF file has them."""
+    import numpy as np
+    from gguf import dequantize
+
+    rows = np.arange(len(whole))
+    return _best_order(reader, tensor, whole, rows, dequantize(tensor.data, tensor.tensor_type).astype(np.float64))[1]
 
 
 def _orders(reader: Any, name: str, rows: int) -> Iterator[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import re
 import subprocess
 import sys
@@ -49,6 +50,15 @@ def test_closed_and_open_loops_measure_what_the_engine_does(stub: str) -> None:
 def test_an_unknown_model_is_said_at_once(stub: str) -> None:
     with pytest.raises(UserError, match="has no model 'tuned'"):
         asyncio.run(run_bench(Endpoint(stub), BenchWish(Load("tuned"))))
+
+
+def test_no_prompt_of_a_load_occurs_in_the_next_one() -> None:
+    from clients.load import Prompts
+
+    loads = [Prompts(random.Random(1), 40) for _ in range(2)]
+    prompts = [load.next() for load in loads for _ in range(50)]
+    assert len({prompt[:12] for prompt in prompts}) == 100  # so that no cache finds a common beginning
+    assert len({len(prompt.split()) for prompt in prompts}) == 1
 
 
 def test_failures_are_counted_by_kind_and_no_figure_comes_from_nothing(endpoint: Endpoint) -> None:

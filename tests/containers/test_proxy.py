@@ -115,7 +115,7 @@ def test_a_server_that_goes_away_costs_no_new_request(balanced: Project, certifi
     for thread in threads:
         thread.join()
     failed = [status for status in statuses if status != 200]
-    assert len(failed) <= (0 if how == "stop" else len(threads)), statuses
+    assert len(failed) <= (0 if how == "stop" else len(threads)), (statuses, balanced.log("proxy"))
     assert _health(name) == "healthy"
 
 

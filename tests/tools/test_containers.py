@@ -66,7 +66,7 @@ def test_the_cuda_images_have_one_llama_cpp_from_one_source() -> None:
     bases = [re.findall(r"^ARG CUDA_IMAGE=.*$", text, re.MULTILINE) for text in (trainer, server)]
     assert bases[0] == bases[1] and len(bases[0]) == 1
     assert "--require-hashes -r /requirements/hashed/llamacpp-source.txt" in stage("llamacpp", trainer)
-    for made in ("llama-server", "llama-quantize", "llama-imatrix", "convert_hf_to_gguf.py", "convert_lora_to_gguf.py"):
+    for made in ("llama-server", "llama-quantize", "llama-imatrix", "convert_hf_to_gguf.py"):
         assert re.search(rf"[ /]{made} .*/opt/llamacpp/", re.sub(r"\\\n\s*", " ", stage("llamacpp", trainer))), made
     assert "TUNESHIP_LLAMACPP=/opt/llamacpp" in trainer and "converter.txt" not in stage("dependencies-cuda", trainer)
     assert "TUNESHIP_LLAMA_SERVER=/opt/llamacpp/llama-server" in server

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -21,7 +20,6 @@ from trainer.render import Example
 from trainer.verify_options import _uses_matrix
 
 HAS_IMATRIX = (Path(os.environ.get("TUNESHIP_LLAMACPP", "/nowhere")) / "llama-imatrix").exists()
-VENDORED = "3c5f109f3d7a5ef530ea388d8e994512df6f544ce1aa8b2e39be446223637b93"
 
 
 def config(base: Path, data: Path, **export: Any) -> TrainConfig:
@@ -128,8 +126,3 @@ def test_the_calibration_text_is_bounded_and_long_enough(published: tuple[Store,
     limit = MOST_CHUNKS * CHUNK_TOKENS
     assert 0.5 * limit < many.count("Which key?") * len(ids) <= limit
     assert few.startswith("<|im_start|>user\nWhich key?<|im_end|>")
-
-
-def test_the_copied_converter_is_llama_cpp_s_own_unchanged() -> None:
-    script = Path(__file__).parents[2] / "trainer/vendor/convert_lora_to_gguf.py"
-    assert hashlib.sha256(script.read_bytes()).hexdigest() == VENDORED
