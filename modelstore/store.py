@@ -129,6 +129,10 @@ class Store:
             raise UserError(f"There is {fault} in the store at {self.path}. {self._hint()}")
         return self._run(ids[0])
 
+    def has_run(self, run_id: str) -> bool:
+        """Whether the run is published."""
+        return (self.path / "runs" / _valid(run_id) / FILE_NAME).exists()
+
     def base(self, base_id: str) -> Base:
         """A base model by its id."""
         if not self.has_base(base_id):
@@ -178,9 +182,11 @@ class Store:
     @contextmanager
     def _stage(self, parent: Path, name: str) -> Iterator[Staging]:
         target = parent / _valid(name)
-        if (target / FILE_NAME).exists():
-            raise UserError(f"{target} is published already; a published run is never changed.")
         with exclusive_lock(self.path / "work" / f"{parent.name}-{name}.lock"), told_apart(self.path):
+            if (target / FILE_NAME).exists():
+                raise UserError(f"{target} is published already; a published run is never changed.")
+            if target.exists():  # a file system that copies instead of renaming was interrupted
+                shutil.rmtree(target)
             path = parent / f".staging-{name}"
             path.mkdir(parents=True, exist_ok=True)
             yield Staging(name, path, target)
@@ -251,10 +257,9 @@ class Store:
         return doomed
 
     def _run(self, run_id: str) -> Run:
-        path = self.path / "runs" / _valid(run_id)
-        if not (path / FILE_NAME).exists():
+        if not self.has_run(run_id):
             raise UserError(f"There is no run '{run_id}' in the store at {self.path}. {self._hint()}")
-        return _open(path)
+        return _open(self.path / "runs" / run_id)
 
     def _hint(self) -> str:
         return "`make runs` lists what is there." if (self.path / "runs").is_dir() else "`make train` makes the first."

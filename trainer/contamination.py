@@ -102,10 +102,20 @@ def _question(line: str, place: str) -> tuple[str, str]:
         row: Any = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{place}: not JSON: {error}. Mend the line.") from None
-    ident, question = (row.get("id"), row.get("question")) if isinstance(row, dict) else (None, None)
+    ident, question = (row.get("id"), _asked_last(row)) if isinstance(row, dict) else (None, None)
     if not isinstance(ident, str) or not isinstance(question, str) or not question.strip():
-        raise UserError(f'{place}: a question needs an "id" and a "question", both text.')
+        raise UserError(
+            f'{place}: a question needs an "id" and a "question" or "messages" that end with a user\'s text.'
+        )
     return ident, question
+
+
+def _asked_last(row: dict[str, Any]) -> Any:
+    """The question, or the last turn of a whole conversation; None where it has another form."""
+    match row:
+        case {"messages": [*_, {"role": "user", "content": content}]}:
+            return content
+    return row.get("question")
 
 
 def _asked(conversations: Mapping[int, Conversation]) -> list[_Asked]:

@@ -46,11 +46,11 @@ def write_adapter(adapter: Path, merged: Path, model: Path, target: Path) -> Non
     writer.add_float32(Keys.Adapter.LORA_ALPHA, _alpha(adapter))
     for module, pair in sorted(pairs.items()):
         name = name_in_gguf(f"{module}.weight")
-        if name not in there:
+        rows = stored_order(reader, there[name], weights[f"{module}.weight"]()) if name in there else None
+        if rows is None:
             raise ExportError(
-                f"the adapted layer {module} is not in {model.name}, so no GGUF can be made of the adapter."
+                f"the adapted layer {module} is not in {model.name} as it is, so no GGUF can be made of the adapter."
             )
-        rows = stored_order(reader, there[name], weights[f"{module}.weight"]())
         writer.add_tensor(f"{name}.lora_a", pair["A"].float().numpy())
         writer.add_tensor(f"{name}.lora_b", pair["B"].float().numpy()[rows])
     writer.write_header_to_file()

@@ -51,7 +51,7 @@ def compare_gguf(gguf: Path, base: Path, merged: Path) -> GgufError:
             unknown += 1
             continue
         count += 1
-        error, rows, found = _closest(reader, tensor, read())
+        error, _, rows, found = _closest(reader, tensor, read())
         error /= allowed_error(_bits(tensor.tensor_type))
         if not error <= worst:  # also when it is not a number
             worst, worst_tensor = error, tensor.name
@@ -65,41 +65,32 @@ def compare_gguf(gguf: Path, base: Path, merged: Path) -> GgufError:
     return GgufError(round(worst, 4), worst_tensor, count, unknown, carried, carried_error)
 
 
-def _closest(reader: Any, tensor: Any, whole: Any) -> tuple[float, Any, Any]:
-    """Error, the compared rows of the safetensors tensor (None where the shapes differ), and those of the file."""
+def _closest(reader: Any, tensor: Any, whole: Any) -> tuple[float, Any, Any, Any]:
+    """Error; the order in which the safetensors tensor's rows lie in the file (None where the shapes differ); the rows
+    of that order that were compared; and those of the file.
+    """
     import numpy as np
     from gguf import dequantize
 
     shape = [int(size) for size in reversed(tensor.shape)]
     is_vocabulary = tensor.name in ("token_embd.weight", "output.weight")  # the converter may leave padding out
     if shape[1:] != list(whole.shape[1:]) or (shape[0] != whole.shape[0] and not is_vocabulary):
-        return float("inf"), None, None
+        return float("inf"), None, None, None
     rows = np.linspace(0, shape[0] - 1, min(shape[0], ROWS)).astype(int)
     found = dequantize(tensor.data[rows], tensor.tensor_type).astype(np.float64)
-    error, order = _best_order(reader, tensor, whole, rows, found)
-    return error, order[rows], found
-
-
-def _best_order(reader: Any, tensor: Any, whole: Any, rows: Any, found: Any) -> tuple[float, Any]:
-    """The order in which the safetensors tensor's rows lie in the file, by the least error; `found` are its `rows`."""
-    import numpy as np
-
     errors = []
-    for order in _orders(reader, tensor.name, len(whole)):
+    for order in _orders(reader, tensor.name, shape[0]):
         expected = _numbers(whole, order[rows])
         size = max(float(np.sqrt((expected**2).mean())), 1e-12)
         shifted = [found - expected, found - expected - 1] if found.ndim == 1 else [found - expected]
         errors.append((min(float(np.sqrt((d**2).mean())) / size for d in shifted), order))
-    return min(errors, key=lambda pair: pair[0])
+    error, order = min(errors, key=lambda pair: pair[0])
+    return error, order, order[rows], found
 
 
 def stored_order(reader: Any, tensor: Any, whole: Any) -> Any:
-    """Numbers of the rows of `whole`, the tensor in safetensors, in the order in which the GGUF file has them."""
-    import numpy as np
-    from gguf import dequantize
-
-    rows = np.arange(len(whole))
-    return _best_order(reader, tensor, whole, rows, dequantize(tensor.data, tensor.tensor_type).astype(np.float64))[1]
+    """Which row of `whole`, the tensor in safetensors, each row of the GGUF file is; None where the shapes differ."""
+    return _closest(reader, tensor, whole)[1]
 
 
 def _orders(reader: Any, name: str, rows: int) -> Iterator[Any]:

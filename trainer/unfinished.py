@@ -78,7 +78,7 @@ def refusals(store: Store, fingerprint: str, config: Mapping[str, Any]) -> list[
 def _unfinished(store: Store) -> list[Path]:
     markers = sorted((store.path / "work").glob(f"*/{MARKER}"), reverse=True)
     folders = [marker.parent for marker in markers if not marker.parent.name.startswith(".")]
-    return [folder for folder in folders if not (store.path / "runs" / folder.name).exists()]
+    return [folder for folder in folders if not store.has_run(folder.name)]
 
 
 def _begun(folder: Path) -> dict[str, Any] | None:

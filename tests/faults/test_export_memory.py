@@ -77,6 +77,20 @@ def test_an_export_without_memory_is_done_once_more_sparing_it(
     assert all(torch.equal(weight, theirs.state_dict()[name]) for name, weight in mine.state_dict().items())
 
 
+def test_the_base_s_files_are_made_once_more_too(
+    wish: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where they are made while the model trains, their quantizer is the first."""
+    monkeypatch.setattr("trainer.export.SPARE_THREADS", 1)
+    at_the_quantization(monkeypatch)
+    said = Said()
+    store, run = Store(tmp_path), go(wish, tmp_path, said).run
+    (again,) = (line for line in said.lines if line.startswith("out of memory at the export"))
+    assert "base-Q8_0.gguf could not be made" in again
+    store.check(store.base(run.manifest.base["id"]))
+    store.check(run)
+
+
 def test_an_export_that_never_fits_says_so_and_the_next_start_exports(
     wish: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -198,19 +199,21 @@ store.promote(sys.argv[2])
 
 @pytest.mark.fault(
     what="kill -9 while a run is written and promoted",
-    how="SIGKILL to a writer of the store, 40 to 196 ms after its start",
+    how="SIGKILL to a writer of the store, at moments from its start to 1.25 times what an undisturbed one took",
     lost="nothing: a whole run or none; the next attempt publishes",
 )
 def test_a_kill_at_any_moment_leaves_no_half_run_and_the_next_attempt_succeeds(
     store: Store, record_property: Callable[[str, object], None]
 ) -> None:
     root = str(Path(__file__).parents[2])
-    survived = 0
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-c", WRITER, str(store.path), "20260101-whole-a", root], check=True)
+    whole_s, survived = time.monotonic() - began, 0
     for number in range(40):
         run_id = f"20260101-{number:04d}-a"
         argv = [sys.executable, "-c", WRITER, str(store.path), run_id, root]
         writer = subprocess.Popen(argv)
-        time.sleep(0.04 + 0.004 * number)
+        time.sleep(whole_s * (number + 1) / 32)
         os.kill(writer.pid, signal.SIGKILL)
         writer.wait()
         for run in store.runs():
@@ -224,6 +227,37 @@ def test_a_kill_at_any_moment_leaves_no_half_run_and_the_next_attempt_succeeds(
             store.check(store.run(current))
     assert survived < 40, "no writer was killed before it had published"
     record_property("times", f"40 moments, {40 - survived} before the run was published")
+
+
+@pytest.mark.fault(
+    what="a file system that copies instead of renaming, killed while it publishes",
+    how="a rename that copies file by file, manifest last or first, and ends after each of them",
+    lost="nothing: no run, which the next attempt publishes; or one whose missing file is named before it is served",
+)
+@pytest.mark.parametrize("manifest_first", [False, True])
+def test_a_rename_that_is_a_copy_is_interrupted(
+    store: Store, manifest_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def copied(staging: Path, target: Path) -> None:
+        files = sorted(staging.rglob("*.*"), key=lambda path: (path.name == "manifest.json") != manifest_first)
+        for file in files[:most]:
+            (target / file.relative_to(staging)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target / file.relative_to(staging))
+        raise KeyboardInterrupt
+
+    for most in range(4):  # of the four files
+        run_id = f"20260101-000{most}-a"
+        with monkeypatch.context() as without_rename, pytest.raises(KeyboardInterrupt):
+            without_rename.setattr(Path, "rename", copied)
+            publish(store, run_id)
+        if manifest_first and most:
+            with pytest.raises(UserError, match="is missing"):
+                store.check(store.run(run_id))
+        else:
+            assert run_id not in [run.id for run in store.runs()]
+            shutil.rmtree(store.path / "runs" / f".staging-{run_id}")
+            publish(store, run_id)
+            store.check(store.run(run_id))
 
 
 def test_the_command_line_lists_promotes_and_explains(store: Store) -> None:

@@ -52,6 +52,18 @@ def test_the_same_after_normalisation(tmp_path: Path, evaluated: str, trained: s
         check_contamination(questions(tmp_path, "Other", evaluated), {3: chat("x"), 7: chat(trained)})
 
 
+def test_the_last_turn_of_a_conversation_is_its_question(tmp_path: Path) -> None:
+    turns = [{"role": r, "content": c} for r, c in (("user", "Hello"), ("assistant", "Hi"), ("user", LONG))]
+    path = tmp_path / "questions.jsonl"
+    path.write_text(json.dumps({"id": "q-1", "messages": turns}), encoding="utf-8")
+    assert check_contamination(path, {3: chat("Hello")}).questions == 1
+    with pytest.raises(UserError, match=r"(?s)1 of the 1 .*question q-1, line 3"):
+        check_contamination(path, {3: chat(LONG)})
+    path.write_text(json.dumps({"id": "q-1", "messages": turns[:2]}), encoding="utf-8")
+    with pytest.raises(UserError, match='line 1: a question needs an "id" and a "question" or "messages"'):
+        check_contamination(path, {3: chat(LONG)})
+
+
 @pytest.mark.parametrize(
     ("evaluated", "trained"),
     [

@@ -55,6 +55,24 @@ def test_the_adapter_is_published_as_a_gguf_and_proven(published: tuple[Store, R
     )
 
 
+def test_rows_of_queries_and_keys_lie_as_llama_cpp_wants_them(published: tuple[Store, Run]) -> None:
+    """Its rotary pairs lie side by side: of a head's 16 rows the first half are at even places."""
+    import numpy as np
+    from gguf import GGUFReader
+    from safetensors.numpy import load_file
+
+    _, run = published
+    there = {tensor.name: tensor.data for tensor in GGUFReader(run.artifact("adapter-gguf").path).tensors}
+    trained = load_file(run.folder("adapter") / "adapter_model.safetensors")
+    for theirs, ours, heads in (("q_proj", "attn_q", 4), ("k_proj", "attn_k", 2), ("v_proj", "attn_v", 0)):
+        b = trained[f"base_model.model.model.layers.1.self_attn.{theirs}.lora_B.weight"]
+        size = len(b) // max(1, heads)
+        wanted = [
+            head * size + half * size // 2 + n for head in range(heads) for n in range(size // 2) for half in (0, 1)
+        ]
+        assert np.array_equal(there[f"blk.1.{ours}.weight.lora_b"], b[wanted] if heads else b)
+
+
 @pytest.mark.parametrize("fault", ["another value", "a tensor less", "another scale"])
 def test_an_adapter_gguf_that_differs_is_found(published: tuple[Store, Run], tmp_path: Path, fault: str) -> None:
     from safetensors.torch import load_file, save_file
