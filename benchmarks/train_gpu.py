@@ -1,13 +1,14 @@
 """Measures fine-tuning on one GPU: the kit's backends and plans against the plain stack, on the same rows.
 
 usage: python -m benchmarks.train_gpu --model FOLDER --out RESULT.json [--variants plain,recipe,…] [--steps 15]
-       [--rows full|chat] [--length 2048] [--data FILE.jsonl]
+       [--rows full|chat] [--length 2048] [--data FILE.jsonl] [--profile]
 
 Every variant runs in a process of its own. `plain` is what a user would write: transformers, bitsandbytes, peft and
 trl with their defaults. All others go through the kit's own finetune(). Rows are random words, the same for all; `full`
 rows fill the length, `chat` rows are log-normal with a median of 300 tokens. tokens_per_s counts no padding. Variants
 that begin with `two` train on two GPUs; their peak memory is that of the first. With
 --data, `plain` trains on a file as the kit's trainer prepares it: the same tokens and labels in the same order.
+--profile adds where the GPU's time of two further steps goes; it slows those, which are not timed.
 """
 
 from __future__ import annotations
@@ -43,34 +44,91 @@ RECIPE: dict[str, dict[str, Any]] = {
     },
 }
 NO_RECOMPUTE = {"training.gradient_checkpointing": "off"}
+BF16 = {**NO_RECOMPUTE, "model.weights": "bf16"}
+# keys in capitals are environment variables, switches of Unsloth
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "transformers": {"training.backend": "transformers", "training.gradient_checkpointing": "on"},
     "recipe": {},
     "recipe-padded": {"training.batches": "padded"},
+    "recipe-padding-free": {"training.batches": "padding_free"},
+    "recipe-one-buffer": {"UNSLOTH_DISABLE_DOUBLE_BUFFER": "1"},
+    "recipe-prefetch": {"UNSLOTH_GC_PREFETCH": "1"},
     "4bit": NO_RECOMPUTE,
     "4bit-padded": {**NO_RECOMPUTE, "training.batches": "padded"},
-    "16bit": {**NO_RECOMPUTE, "model.weights": "bf16"},
-    "16bit-padded": {**NO_RECOMPUTE, "model.weights": "bf16", "training.batches": "padded"},
+    "16bit": BF16,
+    "16bit-padded": {**BF16, "training.batches": "padded"},
+    "16bit-padding-free": {**BF16, "training.batches": "padding_free"},
+    "16bit-graphs": {**BF16, "UNSLOTH_BLOCK_CUDAGRAPHS": "1"},
     "16bit-recompute": {"model.weights": "bf16"},
-    "16bit-wide": {
-        **NO_RECOMPUTE,
-        "model.weights": "bf16",
-        "training.batch_size": 8,
-        "training.gradient_accumulation_steps": 1,
-    },
+    "16bit-wide": {**BF16, "training.batch_size": 8, "training.gradient_accumulation_steps": 1},
     "packed": {"training.packing": True},
+    "16bit-packed": {**BF16, "training.packing": True},
     "two": {"training.processes": 2},
     "two-padded": {"training.processes": 2, "training.batches": "padded"},
     "two-packed": {"training.processes": 2, "training.packing": True},
+    "two-16bit": {**BF16, "training.processes": 2},
     "two-transformers": {
         "training.processes": 2,
         "training.backend": "transformers",
         "training.gradient_checkpointing": "on",
     },
-    "16bit-packed": {**NO_RECOMPUTE, "model.weights": "bf16", "training.packing": True},
 }
 WARMUP_STEPS = 5  # compilation, allocator
+PROFILED_STEPS = 2
+KERNELS = 25  # named in a profile; the others are summed up
+
+
+class Clock:
+    """When each step ended, and the highest memory until then. With --profile the steps after those of --steps are
+    recorded and not timed.
+    """
+
+    def __init__(self, wish: argparse.Namespace) -> None:
+        self.times, self.peaks_gib, self.profile = [time.perf_counter()], list[float](), None
+        self._timed, self._is_profiled = wish.steps, wish.profile
+        self._profiler: Any = None
+
+    def tick(self) -> None:
+        """A step ended."""
+        done = len(self.times)
+        if done <= self._timed:
+            self.times.append(time.perf_counter())
+            self.peaks_gib.append(_peak_gib())
+        if self._is_profiled and done == self._timed:
+            from torch.profiler import ProfilerActivity, profile
+
+            self._profiler, self._began = profile(activities=[ProfilerActivity.CUDA]), time.perf_counter()
+            self._profiler.start()
+            self._left = PROFILED_STEPS
+        elif self._profiler:
+            self._left -= 1
+            if not self._left:
+                self._profiler.stop()
+                self.profile = _kernels(self._profiler, time.perf_counter() - self._began)
+                self._profiler = None
+
+
+def _peak_gib() -> float:
+    import torch
+
+    return round(torch.cuda.max_memory_reserved() / 2**30, 3) if torch.cuda.is_available() else 0.0
+
+
+def _kernels(profiler: Any, wall_s: float) -> dict[str, Any]:
+    """The GPU's kernels by the time that they took, in ms of one step."""
+    found = [
+        (entry.key, entry.self_device_time_total / 1e3 / PROFILED_STEPS, entry.count // PROFILED_STEPS)
+        for entry in profiler.key_averages()
+    ]
+    found = sorted((entry for entry in found if entry[1] > 0), key=lambda entry: -entry[1])
+    return {
+        "steps": PROFILED_STEPS,
+        "wall_ms_of_a_step": round(1e3 * wall_s / PROFILED_STEPS, 1),
+        "kernels_ms_of_a_step": round(sum(ms for _, ms, _ in found), 1),
+        "other_kernels_ms": round(sum(ms for _, ms, _ in found[KERNELS:]), 1),
+        "kernels": [{"name": name[:120], "ms": round(ms, 2), "calls": calls} for name, ms, calls in found[:KERNELS]],
+    }
 
 
 def make_rows(tokenizer: Any, count: int, length: int, kind: str, seed: int = 3407) -> list[list[int]]:
@@ -94,8 +152,9 @@ def kit_config(model: str, variant: str, steps: int, length: int) -> Any:
     tree["model"] |= {"base": model, "max_length_tokens": length}
     tree["training"]["max_steps"] = steps
     for key, value in VARIANTS[variant].items():
-        section, _, name = key.partition(".")
-        tree[section][name] = value
+        if not key.isupper():
+            section, _, name = key.partition(".")
+            tree[section][name] = value
     return TrainConfig.model_validate(tree)
 
 
@@ -104,7 +163,7 @@ def run_kit(wish: argparse.Namespace, work: Path) -> dict[str, Any]:
     from modelstore import Store
     from trainer.backends import choose_backend
 
-    config, store = kit_config(wish.model, wish.child, wish.steps, wish.length), Store(work.parent / "store")
+    config, store = kit_config(wish.model, wish.child, all_steps(wish), wish.length), Store(work.parent / "store")
     store.create()
     backend, _ = choose_backend(config, store.cache)
     from transformers import AutoTokenizer
@@ -119,7 +178,7 @@ def run_kit(wish: argparse.Namespace, work: Path) -> dict[str, Any]:
     examples = [Example(ids, [1] * len(ids)) for ids in rows]
     base = resolve_base(wish.model, store)
     prepared = Prepared(train=examples, held_out=[], prompts=[], report=None)  # type: ignore[arg-type]
-    times: list[float] = [time.perf_counter()]
+    clock = Clock(wish)
     summary = finetuner(config)(
         config,
         backend,
@@ -127,13 +186,13 @@ def run_kit(wish: argparse.Namespace, work: Path) -> dict[str, Any]:
         tokenizer,
         prepared,
         work=work,
-        on_step=lambda *_: times.append(time.perf_counter()),
+        on_step=lambda *_: clock.tick(),
         should_stop=lambda: False,
     ).summary
     log = [json.loads(line) for line in (work / "training.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in log if "loss" in line]
     peak, tokens = summary.peak_memory_bytes, summary.tokens_per_step
-    return {"times": times, "losses": losses, "steps": summary.steps, "step_tokens": tokens, "peak": peak}
+    return {"clock": clock, "losses": losses, "steps": summary.steps, "step_tokens": tokens, "peak": peak}
 
 
 def run_plain(wish: argparse.Namespace, work: Path) -> dict[str, Any]:
@@ -143,7 +202,7 @@ def run_plain(wish: argparse.Namespace, work: Path) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    times = [time.perf_counter()]
+    clock = Clock(wish)
     four_bits = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -162,7 +221,7 @@ def run_plain(wish: argparse.Namespace, work: Path) -> dict[str, Any]:
     settings = SFTConfig(
         output_dir=str(work),
         max_length=wish.length,
-        max_steps=wish.steps,
+        max_steps=all_steps(wish),
         per_device_train_batch_size=4,
         gradient_accumulation_steps=2,
         learning_rate=2e-4,
@@ -180,9 +239,9 @@ def run_plain(wish: argparse.Namespace, work: Path) -> dict[str, Any]:
     )
     losses: list[float] = []
 
-    class Clock(TrainerCallback):  # type: ignore[misc]
+    class Watch(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            times.append(time.perf_counter())
+            clock.tick()
 
         def on_log(self, _args: Any, _state: Any, _control: Any, logs: dict[str, float], **_: Any) -> None:
             if "loss" in logs:
@@ -191,12 +250,12 @@ def run_plain(wish: argparse.Namespace, work: Path) -> dict[str, Any]:
     trainer = SFTTrainer(
         model=get_peft_model(model, lora), args=settings, processing_class=tokenizer, train_dataset=data
     )
-    trainer.add_callback(Clock())
+    trainer.add_callback(Watch())
     trainer.train()
     step_tokens = 8 * sum(map(len, data["input_ids"])) / len(data)
     peak = torch.cuda.max_memory_reserved()
     steps = trainer.state.global_step
-    return {"times": times, "losses": losses, "steps": steps, "step_tokens": step_tokens, "peak": peak}
+    return {"clock": clock, "losses": losses, "steps": steps, "step_tokens": step_tokens, "peak": peak}
 
 
 def plain_dataset(wish: argparse.Namespace, tokenizer: Any) -> Any:
@@ -218,9 +277,14 @@ def plain_dataset(wish: argparse.Namespace, tokenizer: Any) -> Any:
     return dataset([prepared.train[number] for number in order])
 
 
+def all_steps(wish: argparse.Namespace) -> int:
+    """The timed ones and those that are profiled."""
+    return int(wish.steps) + (PROFILED_STEPS if wish.profile else 0)
+
+
 def rows_needed(wish: argparse.Namespace) -> int:
     """8 rows a step; packing fits more of them into one, so it needs more."""
-    return int(wish.steps * 8 * (8 if "packed" in wish.child else 1))
+    return int(all_steps(wish) * 8 * (8 if "packed" in wish.child else 1))
 
 
 def measure(wish: argparse.Namespace) -> dict[str, Any]:
@@ -228,7 +292,8 @@ def measure(wish: argparse.Namespace) -> dict[str, Any]:
     work = Path(wish.work) / wish.child
     work.mkdir(parents=True, exist_ok=True)
     found = (run_plain if wish.child == "plain" else run_kit)(wish, work)
-    times = found.pop("times")
+    clock = found.pop("clock")
+    times = clock.times
     steps = [after - before for before, after in itertools.pairwise(times)][WARMUP_STEPS:]
     second = statistics.median(steps)
     tokens = found["step_tokens"]
@@ -243,8 +308,10 @@ def measure(wish: argparse.Namespace) -> dict[str, Any]:
         "load_and_first_step_s": round(times[1] - times[0], 1),
         "training_s": round(times[-1] - times[0], 1),
         "peak_reserved_gib": round(found["peak"] / 2**30, 3),
+        "peak_after_steps_gib": clock.peaks_gib,
         "losses": [round(loss, 4) for loss in found["losses"]],
         "steps": found["steps"],
+        **({"profile": clock.profile} if clock.profile else {}),
     }
 
 
@@ -257,11 +324,13 @@ def main() -> None:
     parser.add_argument("--rows", choices=["full", "chat"], default="full")
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--data", type=Path)
+    parser.add_argument("--profile", action="store_true")
     parser.add_argument("--work", default="/tmp/tuneship-bench")
     parser.add_argument("--timeout-s", type=int, default=300)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     wish = parser.parse_args()
     if wish.child:
+        os.environ.update({key: value for key, value in VARIANTS[wish.child].items() if key.isupper()})
         try:
             print("RESULT " + json.dumps(measure(wish)), flush=True)
         except Exception:  # the reason goes to the parent, and the next variant still runs
@@ -269,7 +338,7 @@ def main() -> None:
             os._exit(1)
         os._exit(0)
     results = [_child(variant, wish) for variant in wish.variants.split(",")]
-    document = {**_about(wish), "results": results}
+    document = {**about("train_gpu"), "rows": wish.rows, "length_tokens": wish.length, "results": results}
     wish.out.parent.mkdir(parents=True, exist_ok=True)
     wish.out.write_text(json.dumps(document, indent=1) + "\n")
     sys.exit(any("error" in result for result in results))
@@ -289,17 +358,17 @@ def _child(variant: str, wish: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def _about(wish: argparse.Namespace) -> dict[str, Any]:
+def about(benchmark: str) -> dict[str, Any]:
+    """Head of a result document."""
     from trainer.machine import hardware, package_versions
 
+    words = ["FOLDER" if word.startswith("/") else word for word in sys.argv[1:]]
     return {
-        "benchmark": "train_gpu",
+        "benchmark": benchmark,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": "python -m benchmarks.train_gpu " + " ".join(sys.argv[1:]),
+        "command": f"python -m benchmarks.{benchmark} " + " ".join(words),
         "hardware": hardware(),
         "packages": package_versions(),
-        "rows": wish.rows,
-        "length_tokens": wish.length,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from dataclasses import dataclass, replace
 from functools import cache
@@ -17,7 +18,7 @@ from server.vllm import Vllm, vllm_python
 
 ENGINES: dict[str, EngineKind] = {"llamacpp": LlamaCpp(), "vllm": Vllm()}
 ALL_LAYERS = 999
-CPU_SLOTS, GPU_SLOTS = 8, 64
+CPU_SLOTS, GPU_SLOTS, PAGED_SLOTS = 8, 64, 256
 MEMORY_FOR_CACHE = 0.5  # of what is free, for the key-value caches of all engines
 ROOM = 1.4  # weights, activations and a cache worth having, against the weights alone
 GPU_MEMORY = 0.9  # what vLLM's processes may reserve together
@@ -43,7 +44,8 @@ def choose(asked: Asked, store: Store, ref: str, follows: bool) -> tuple[Wish, l
     run = store.run(ref)
     engine, reason = choose_engine(asked, run)
     said = [f"engine: {engine.name}, because {reason}"]
-    options = EngineOptions(context_tokens=asked.context_tokens, threads=asked.threads or cpu_threads())
+    threads, cache = asked.threads or cpu_threads(), store.cache if os.access(store.path, os.W_OK) else None
+    options = EngineOptions(context_tokens=asked.context_tokens, threads=threads, cache=cache)
     gpu_memory = gpu_memory_bytes()
     weights, why = choose_weights(asked.weights, engine, run, gpu_memory, 2 + follows)
     said += [f"weights: {weights}, because {why}"] if why else []
@@ -62,7 +64,8 @@ def choose(asked: Asked, store: Store, ref: str, follows: bool) -> tuple[Wish, l
         options = replace(options, native_bf16=False)
         said.append("arithmetic: fp32, because this processor has none for bf16")
     free = gpu_memory if on_gpu else free_memory_bytes()
-    slots, why = choose_slots(asked.slots, on_gpu, options.context_tokens, kv_bytes(run, store), free / processes)
+    wanted = PAGED_SLOTS if on_gpu and engine.name == "vllm" else GPU_SLOTS if on_gpu else CPU_SLOTS
+    slots, why = choose_slots(asked.slots, wanted, options.context_tokens, kv_bytes(run, store), free / processes)
     said.append(f"slots: {slots} in each process, because {why}")
     cache_gib = max(1, -(-slots * options.context_tokens * kv_bytes(run, store) // (1 << 30)))
     options = replace(options, slots=slots, kv_cache_gib=cache_gib)
@@ -112,15 +115,23 @@ def choose_layers(asked: int | None) -> tuple[int, str]:
     return (ALL_LAYERS, f"{Path(program[0]).name} was built for {gpu}") if gpu else (0, "")
 
 
-def choose_slots(asked: int | None, on_gpu: bool, context: int, kv: int, free_bytes: float) -> tuple[int, str]:
-    """As many streams as the processors or the GPU can use, fewer where their caches would not fit."""
+def choose_slots(asked: int | None, wanted: int, context: int, kv: int, free_bytes: float) -> tuple[int, str]:
+    """As many streams as the processors or the GPU can use, fewer where their caches would not fit. vLLM on a GPU has
+    pages for all together, so that a slot of it reserves nothing.
+    """
     if asked is not None:
         return asked, "it was asked for"
-    wanted, why = (GPU_SLOTS, "a GPU is busy with so many") if on_gpu else (CPU_SLOTS, "more are no faster on a CPU")
-    fitting = int(MEMORY_FOR_CACHE * free_bytes / (context * kv)) if kv else wanted
+    fitting = int(MEMORY_FOR_CACHE * free_bytes / (context * kv)) if kv and wanted != PAGED_SLOTS else wanted
     if fitting < wanted:
         return max(1, fitting), f"the caches of {wanted} would not fit into the memory"
-    return wanted, why
+    return wanted, _WHY_SLOTS[wanted]
+
+
+_WHY_SLOTS = {
+    CPU_SLOTS: "more are no faster on a CPU",
+    GPU_SLOTS: "a GPU is busy with so many",
+    PAGED_SLOTS: "vLLM is still faster with so many and reserves nothing for them",
+}
 
 
 def kv_bytes(run: Run, store: Store) -> int:

@@ -73,7 +73,6 @@ def find_weights(run: Run, base: Base, wish: Wish) -> Weights:
 _WHY = {
     ("llamacpp", "merged"): "it reads GGUF files. Take --engine vllm or leave --weights out.",
     ("llamacpp", "adapter"): "after a change of adapter it reuses cached state of the other one and answers wrongly.",
-    ("vllm", "gguf"): "its GGUF reader is experimental and left its tree. Take --engine llamacpp or --weights merged.",
 }
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import secrets
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ RANKS = (
     320,
     512,
 )  # values that vLLM takes for --max-lora-rank; from 16, so that most runs share a process
+GGUF_PLUGIN = ("vllm-gguf-plugin", "0.0.5")
 PROBES = Probes(
     steps=re.compile(r"^vllm:iteration_tokens_total_count\{[^}]*\} (\d+)", re.MULTILINE),
     running="vllm:num_requests_running",
@@ -37,10 +39,10 @@ PROBES = Probes(
 
 
 class Vllm:
-    """Merged weights by default; an adapter on the base so that both share one process."""
+    """Merged weights by default; an adapter on the base so that both share one process; GGUF files by a plugin."""
 
     name = "vllm"
-    weights: tuple[str, ...] = ("merged", "adapter")
+    weights: tuple[str, ...] = ("merged", "adapter", "gguf")
 
     def plans(self, run: Run, base: Base, weights: Weights, options: EngineOptions) -> tuple[EnginePlan, ...]:
         """One process each, or one for both when the weights are an adapter."""
@@ -49,11 +51,13 @@ class Vllm:
             # two, because after a change the run before still finishes its requests
             lora = ["--enable-lora", "--max-loras", "2", "--max-lora-rank", str(_rank(weights.tuned))]
             both = (replace(tuned, adapter=weights.tuned), original)
-            plan = _plan(both, weights, weights.base, base.manifest, options, original, lora)
+            plan = _plan(both, weights, weights.base, weights.base, base.manifest, options, original, lora)
             return (replace(plan, environment={**plan.environment, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}),)
+        if weights.kind == "gguf":
+            _need_gguf_plugin()
         return (
-            _plan((tuned,), weights, weights.tuned, run.manifest, options, tuned),
-            _plan((original,), weights, weights.base, base.manifest, options, original),
+            _plan((tuned,), weights, weights.tuned, run.folder("merged"), run.manifest, options, tuned),
+            _plan((original,), weights, weights.base, base.folder("hf"), base.manifest, options, original),
         )
 
 
@@ -61,21 +65,24 @@ def _plan(
     models: tuple[ServedModel, ...],
     weights: Weights,
     path: Path,
+    folder: Path,
     manifest: Manifest,
     options: EngineOptions,
     named: ServedModel,
     extra: list[str] | None = None,
 ) -> EnginePlan:
+    """One process with the weights at `path`; config, tokenizer and template lie in `folder`, also for a GGUF file."""
     port, key = free_port(), secrets.token_urlsafe(24)
-    template = path / "chat_template.jinja"
+    template = folder / "chat_template.jinja"
     _check_template(template, manifest)
     argv = vllm_argv(vllm_program(), path, named.names[0], port, options, template if template.is_file() else None)
     limit_s = START_S + weights.bytes / READ_BYTES_PER_S
+    beside = ["--tokenizer", str(folder), "--hf-config-path", str(folder)] if weights.kind == "gguf" else []
     return EnginePlan(
         models,
         port,
         key,
-        [*argv, *(extra or [])],
+        [*argv, *beside, *(extra or [])],
         vllm_environment(key, options),
         PROBES,
         limit_s,
@@ -122,6 +129,11 @@ def vllm_environment(api_key: str, options: EngineOptions) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
     }
+    if options.cache and "VLLM_CACHE_ROOT" not in os.environ:  # compiling takes minutes, and seconds from there
+        environment |= {
+            "VLLM_CACHE_ROOT": str(options.cache / "vllm"),
+            "TRITON_CACHE_DIR": os.environ.get("TRITON_CACHE_DIR", str(options.cache / "triton")),
+        }
     if not options.gpu_share:
         environment |= {
             "VLLM_CPU_KVCACHE_SPACE": str(options.kv_cache_gib),
@@ -150,6 +162,16 @@ def vllm_program() -> list[str]:
             "machine install vllm and set TUNESHIP_VLLM_PYTHON to that environment's python. Or take --engine llamacpp."
         )
     return [python, "-m", "vllm.entrypoints.openai.api_server"]
+
+
+def _need_gguf_plugin() -> None:
+    """GGUF left vLLM's own tree."""
+    code = f"from importlib.metadata import version; version({GGUF_PLUGIN[0]!r})"
+    if subprocess.run([vllm_program()[0], "-c", code], capture_output=True, check=False).returncode:
+        raise UserError(
+            f"vLLM reads GGUF files with a plugin, which is not in its environment: "
+            f"{vllm_program()[0]} -m pip install --no-deps {'=='.join(GGUF_PLUGIN)}. Or take --engine llamacpp."
+        )
 
 
 def _rank(adapter: Path) -> int:

@@ -10,7 +10,18 @@ import pytest
 
 from modelstore import ArtifactSpec, Store, UserError
 from server import choose
-from server.choose import ENGINES, Asked, choose_engine, choose_layers, choose_slots, choose_weights, kv_bytes
+from server.choose import (
+    CPU_SLOTS,
+    ENGINES,
+    GPU_SLOTS,
+    PAGED_SLOTS,
+    Asked,
+    choose_engine,
+    choose_layers,
+    choose_slots,
+    choose_weights,
+    kv_bytes,
+)
 from server.engine import EngineOptions
 from server.llamacpp import LlamaCpp, llamacpp_argv, llamacpp_gpu
 from server.plan import Wish, plan_serving
@@ -118,7 +129,7 @@ def test_the_limit_for_a_start_grows_with_the_file(store: Store, monkeypatch: py
     [
         ("llamacpp", {"weights": "merged"}, "--engine vllm"),
         ("llamacpp", {"weights": "adapter"}, "answers wrongly"),
-        ("vllm", {"weights": "gguf"}, "experimental"),
+        ("vllm", {"weights": "gguf"}, "vllm-gguf-plugin==0.0.5"),
         ("vllm", {"quantization": "Q8_0"}, "GGUF"),
         ("llamacpp", {"quantization": "Q2_K"}, "Q8_0"),
     ],
@@ -168,13 +179,14 @@ def test_the_engine_is_chosen_by_machine_and_artifacts(
 def test_slots_fit_the_memory(store: Store) -> None:
     a_token = kv_bytes(store.run("current"), store)
     assert a_token == 2 * 2 * 30 * 3 * 64
-    assert choose_slots(None, False, 2048, a_token, 8 << 30)[0] == 8
-    assert choose_slots(None, True, 2048, a_token, 80 << 30)[0] == 64
-    few, why = choose_slots(None, True, 2048, a_token, 1 << 30)
+    assert choose_slots(None, CPU_SLOTS, 2048, a_token, 8 << 30)[0] == 8
+    assert choose_slots(None, GPU_SLOTS, 2048, a_token, 80 << 30)[0] == 64
+    assert choose_slots(None, PAGED_SLOTS, 2048, a_token, 1 << 30)[0] == 256
+    few, why = choose_slots(None, GPU_SLOTS, 2048, a_token, 1 << 30)
     assert few == (1 << 29) // (2048 * a_token)
     assert "would not fit" in why
-    assert choose_slots(5, True, 2048, a_token, 1) == (5, "it was asked for")
-    assert choose_slots(None, False, 2048, 0, 0)[0] == 8  # a run without a config
+    assert choose_slots(5, GPU_SLOTS, 2048, a_token, 1) == (5, "it was asked for")
+    assert choose_slots(None, CPU_SLOTS, 2048, 0, 0)[0] == 8  # a run without a config
 
 
 def test_vllm_shares_the_gpu_with_the_engine_of_the_next_run(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

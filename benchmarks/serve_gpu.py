@@ -1,0 +1,174 @@
+#!/usr/bin/env python3
+"""One run on one GPU behind every engine and every kind of weights: 512 tokens in, 128 out, at several numbers of
+streams, asked directly and through the gateway.
+
+usage: python benchmarks/serve_gpu.py --store FOLDER [--run current] --out RESULT.json [--cases NAME,…]
+       [--streams 1,8,64,256] [--rounds 1]
+
+A case is an engine and its weights: llamacpp-BF16, llamacpp-Q8_0, …, vllm-merged, vllm-adapter, vllm-gguf-Q8_0. Base
+and tuned are served side by side, as `server serve` does it, with contexts that just hold a request; tuned is asked.
+Figures are of a window in which every stream is at work. vLLM is started twice: the second start finds what the first
+one compiled. A case that fails is reported with its reason. The server's memory is what nvidia-smi shows for the card
+of CUDA_VISIBLE_DEVICES.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.serving_load import Load, Target, fitted_words, run
+from modelstore import Store
+from server.choose import Asked, choose
+from server.keys import KeyRing
+from server.plan import ServePlan, listen, plan_serving
+
+START_TIMEOUT_S = 480
+PROMPT_TOKENS, OUTPUT_TOKENS = 512, 128
+CONTEXT = 768  # a request and what the chat template and uneven words add
+# streams -> seconds before the window, and of the window; many streams on few slots wait long for their first token
+WINDOWS = {1: (1.5, 6), 8: (2, 8), 64: (6, 12), 256: (12, 16)}
+CASES = "llamacpp-BF16,llamacpp-Q8_0,llamacpp-Q4_K_M,vllm-merged,vllm-adapter,vllm-gguf-Q8_0"
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that is ready: its engine for the tuned model, its gateway, and how long the start took."""
+
+    direct: Target
+    gateway: Target
+    start_s: float
+    processes: int
+
+
+def asked(case: str, slots: int | None) -> Asked:
+    """What a user would say on the command line for this case."""
+    engine, _, rest = case.partition("-")
+    kind, _, quantization = rest.partition("-")
+    if engine == "llamacpp":
+        return Asked(engine, quantization=rest, slots=slots, context_tokens=CONTEXT)
+    return Asked(engine, weights=kind, quantization=quantization or None, slots=slots, context_tokens=CONTEXT)
+
+
+def _gateway(plan: ServePlan, port: int) -> None:
+    from server.serve import serve
+
+    asyncio.run(serve(plan, listen("127.0.0.1", port), KeyRing(None), 2))
+
+
+@contextmanager
+def served(case: str, store: Store, ref: str, slots: int | None) -> Iterator[Running]:
+    """The run behind `case`, in a process of its own."""
+    from server.engine import free_port
+
+    wish, _ = choose(asked(case, slots), store, ref, follows=False)
+    plan, port = plan_serving(store, ref, wish), free_port()
+    began = time.monotonic()
+    process = multiprocessing.get_context("spawn").Process(target=_gateway, args=(plan, port))
+    process.start()
+    try:
+        while time.monotonic() - began < START_TIMEOUT_S and process.is_alive():
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=5).close()
+                break
+            except OSError:
+                time.sleep(0.05)
+        else:
+            raise RuntimeError(f"not ready; the server ended with {process.exitcode}")
+        engine = plan.engines[0]
+        direct = Target(engine.url, {"Authorization": f"Bearer {engine.api_key}"}, engine.models[0].names[0])
+        gateway = Target(f"http://127.0.0.1:{port}", {})
+        yield Running(direct, gateway, time.monotonic() - began, len(plan.engines))
+    finally:
+        process.terminate()
+        process.join(40)
+        process.kill()
+
+
+def gpu_memory_mib() -> int:
+    """In use on the card that this program may use."""
+    card = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    argv = ["nvidia-smi", "-i", card, "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    try:
+        return int(subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()[0])
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return 0
+
+
+def measure(case: str, wish: argparse.Namespace) -> dict[str, Any]:
+    """All loads of one case, the order of direct and gateway in turn."""
+    store, row = Store(wish.store), {"case": case, "loads": []}
+    idle = gpu_memory_mib()
+    if case.startswith("vllm") and wish.twice:
+        with served(case, store, wish.run, wish.slots) as running:
+            row["first_start_s"] = round(running.start_s, 1)
+    with served(case, store, wish.run, wish.slots) as running:
+        row |= {"start_s": round(running.start_s, 1), "processes": running.processes}
+        row["gpu_memory_mib"] = gpu_memory_mib() - idle
+        words = fitted_words(running.gateway, PROMPT_TOKENS)
+        for number in range(wish.rounds):
+            for streams in wish.streams:
+                load = Load(streams, words, OUTPUT_TOKENS, *(seconds * wish.seconds for seconds in WINDOWS[streams]))
+                paths = {"direct": running.direct, "gateway": running.gateway}
+                for path in sorted(paths, reverse=bool(number % 2)):
+                    row["loads"].append({"path": path, **run(paths[path], load)})
+                    print(case, json.dumps(row["loads"][-1]), file=sys.stderr, flush=True)
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--run", default="current")
+    parser.add_argument("--cases", default=CASES)
+    parser.add_argument("--streams", default=",".join(map(str, WINDOWS)))
+    parser.add_argument("--slots", type=int, help="default: what the server chooses")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=1.0, help="factor for the lengths of all windows")
+    parser.add_argument("--once", dest="twice", action="store_false", help="start vLLM once only")
+    parser.add_argument("--out", type=Path, required=True)
+    wish = parser.parse_args()
+    wish.streams = [int(one) for one in wish.streams.split(",")]
+    about = subprocess.run(
+        [sys.executable, "-c", "import json; from trainer.machine import hardware; print(json.dumps(hardware()))"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).resolve().parent.parent,
+    )
+    document = {
+        "command": f"benchmarks/serve_gpu.py --cases {wish.cases} --rounds {wish.rounds}",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "hardware": json.loads(about.stdout) if about.returncode == 0 else {},
+        "prompt_tokens": PROMPT_TOKENS,
+        "output_tokens": OUTPUT_TOKENS,
+        "context_tokens": CONTEXT,
+        "model": Store(wish.store).run(wish.run).manifest.base.get("id"),
+        "cases": [],
+    }
+    for case in wish.cases.split(","):
+        try:
+            document["cases"].append(measure(case, wish))
+        except (Exception, SystemExit) as error:  # the other cases are measured all the same
+            document["cases"].append({"case": case, "error": f"{type(error).__name__}: {error}"[:1000]})
+            print(case, error, file=sys.stderr, flush=True)
+        wish.out.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
