@@ -123,17 +123,16 @@ def run(target: Target, load: Load) -> dict[str, Any]:
 
 def _figures(found: list[Seen], load: Load, since: float, until: float) -> dict[str, Any]:
     answered = [one for seen in found for one in seen.answered]
-    if not answered:
-        raise SystemExit(f"error: no answer was complete within {load.ramp_s + load.window_s:g} s")
     pieces = sum(since <= at < until for seen in found for at in seen.pieces)
-    tokens_of_a_piece = sum(one[2] for one in answered) / sum(one[1] for one in answered)
+    # some pieces hold two tokens, and some tokens are parts of a character and come with the next one
+    tokens_of_a_piece = sum(one[2] for one in answered) / sum(one[1] for one in answered) if answered else 1.0
     ttft = sorted(1000 * took for seen in found for at, took in seen.firsts if since <= at < until)
     gaps = sorted(1000 * gap for seen in found for gap in seen.gaps_s)
     return {
         "streams": load.streams,
         "output_tokens_per_s": round(pieces * tokens_of_a_piece / load.window_s, 1),
         "requests_answered": len(answered),
-        "prompt_tokens": round(statistics.mean(one[3] for one in answered), 1),
+        "prompt_tokens": round(statistics.mean(one[3] for one in answered), 1) if answered else None,
         "ttft_ms_p50": _share(ttft, 0.5),
         "ttft_ms_p99": _share(ttft, 0.99),
         "itl_ms_p50": _share(gaps, 0.5),
