@@ -213,5 +213,5 @@ def test_a_training_that_really_runs_out_of_memory_ends_with_a_cheaper_plan(tmp_
     assert found["attempts"][0][:2] == [16, 1] and len(found["attempts"]) == 2
     batch, accumulation = found["attempts"][1][:2]
     assert batch * accumulation == 16 and found["steps"] == 1
-    assert "allocate memory" in found["manifest"]["plan"]["out_of_memory"]
-    assert found["manifest"]["plan"]["changed_after_out_of_memory"]["training.batch_size"] == batch
+    assert "allocate memory" in found["manifest"]["out_of_memory"]
+    assert found["manifest"]["changed_after_out_of_memory"]["training.batch_size"] == batch

@@ -94,7 +94,7 @@ def test_the_pipeline_continues_with_a_cheaper_plan_on_the_same_curve(
     seen = train(wish, cut, said, monkeypatch)
     assert plans == [(4, 1), (2, 2)]
     assert (seen["tuned"].summary.resumed_from_step, seen["tuned"].summary.steps) == (4, 8)
-    assert seen["manifest"]["plan"]["changed_after_out_of_memory"]["training.batch_size"] == 2
+    assert seen["manifest"]["changed_after_out_of_memory"]["training.batch_size"] == 2
     assert any("out of memory (provoked)" in line and "training.batch_size = 2" in line for line in said)
     assert losses(undisturbed) == pytest.approx(losses(cut), rel=0.01), "the same effective batch, the same curve"
 
