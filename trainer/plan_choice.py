@@ -36,8 +36,9 @@ from trainer.plan_time import steps_of
 if TYPE_CHECKING:
     from trainer.render import Example
 
-# Recomputed blocks cost 1.3 to 1.5 times as much, which is certain. What a pass over the weights costs, and so which
-# batch and which precision is faster, is assumed: those plans differ by less, and are tried.
+# Computing the blocks again is certain work, 1.5 times theirs. What a pass over the weights costs, and so which batch
+# and precision is faster, is assumed (plan_time.PASS_TOKENS): those plans differ by less, and are tried. So is
+# recomputation in a model that is mostly logits, where it adds less.
 IN_DOUBT = 1.25
 TRIED = 4  # plans at most: each loads the base model once
 STEPS = 6  # of each; the first is left out, and the median of five bears two that were disturbed
@@ -149,12 +150,17 @@ def after_out_of_memory(proposals: Sequence[Proposal], tried: Sequence[Proposal]
 
 
 def _start(config: TrainConfig) -> TrainConfig:
-    """What the alternatives are made from: on a GPU the 16 bits that it multiplies; all rows in one pass, because the
-    columns of logits that these need bound those of every smaller batch.
+    """What the alternatives are made from, whatever is written: on a GPU the 16 bits that it multiplies; all rows in
+    one pass, because the columns of logits that these need bound those of every smaller batch.
     """
     rows = config.training.batch_size * config.training.gradient_accumulation_steps
     weights = precision("auto") if compute_device() == "cuda" else config.model.weights
     return changed(
         config,
-        {"model.weights": weights, "training.batch_size": rows, "training.gradient_accumulation_steps": 1},
+        {
+            "model.weights": weights,
+            "training.gradient_checkpointing": "off",
+            "training.batch_size": rows,
+            "training.gradient_accumulation_steps": 1,
+        },
     )

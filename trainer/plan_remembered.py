@@ -131,7 +131,7 @@ def recall(cache: Path, kind: dict[str, Any], candidates: Sequence[Candidate]) -
     except (OSError, ValueError):  # none, or a broken one, which is written anew
         return None
     seconds = {before.plan: before.seconds_per_step for before in tried.candidates}
-    if tried.kind != kind or any(candidate.plan not in seconds for candidate in candidates):
+    if any(candidate.plan not in seconds for candidate in candidates):
         return None
     known = [candidate.measured(seconds[candidate.plan]) for candidate in candidates]
     return known if any(candidate.seconds_per_step for candidate in known) else None
