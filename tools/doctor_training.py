@@ -130,6 +130,9 @@ def plan(config: Path, store: Path) -> Iterator[Finding]:
         yield Finding("plan: memory", WARNING, f"{seen}, and no GPU is here", "take a config for a processor")
     elif made["fits"]:
         yield Finding("plan: memory", OK, f"{seen}, {limit / GIB:.2f} GiB free")
+    elif fitted := made.get("proposal"):  # training.plan = "fastest"
+        least = f"{config.name}: {fitted['peak_bytes'] / GIB:.2f} GiB of {kind} for the plan that fits"
+        yield Finding("plan: memory", OK, f"{least}, {limit / GIB:.2f} GiB free")
     else:
         remedy = f"python -m trainer plan {config} --fit {limit >> 20}MiB"
         yield Finding("plan: memory", WARNING, f"{seen}, and {limit / GIB:.2f} GiB are free", remedy)

@@ -99,12 +99,13 @@ def plan(
     limit = plan_report.parse_size(fit) if fit else None
     parsed = load_config(config, _overrides(data, None))
     report = plan_report.plan_config(parsed, store, device=device, model_config=model_config, limit_bytes=limit)
-    fitted = report.planner.fastest_within(report.config, limit) if limit else None
+    proposes = report.limit_bytes is not None and (fit is not None or parsed.training.plan == "fastest")
+    fitted = report.planner.fastest_within(report.config, report.limit_bytes or 0) if proposes else None
     if as_json:
-        click.echo(json.dumps(plan_report.as_json(report, fitted, bool(fit))))
+        click.echo(json.dumps(plan_report.as_json(report, fitted, proposes)))
     else:
-        click.echo("\n".join(plan_report.as_lines(report, fitted, bool(fit))))
-    sys.exit(EXIT_FAILED if (fit and fitted is None) or (not fit and report.fits is False) else 0)
+        click.echo("\n".join(plan_report.as_lines(report, fitted, proposes)))
+    sys.exit(EXIT_FAILED if (fitted is None if proposes else report.fits is False) else 0)
 
 
 @main.command()

@@ -76,6 +76,11 @@ class TrainingConfig(_Section):
     backend: Literal["auto", "unsloth", "transformers"] = Field(
         default="auto", description="which training stack; auto is unsloth where there is an NVIDIA GPU"
     )
+    plan: Literal["as_written", "fastest"] = Field(
+        default="as_written",
+        description="fastest lets the trainer choose model.weights (on a GPU), gradient_checkpointing and how the "
+        "effective batch is split, by trying what fits",
+    )
     epochs: Annotated[float, Field(gt=0, le=1000)] | None = Field(default=None, description="passes over the data")
     max_steps: Annotated[int, Field(ge=1)] | None = Field(default=None, description="optimizer steps; wins over epochs")
     batch_size: int = Field(default=4, ge=1, le=4096, description="rows per forward pass")
@@ -170,6 +175,8 @@ class TrainConfig(_Section):
             )
         if self.training.method == "full" and self.export.adapter_gguf:
             raise ValueError('training.method = "full" makes no adapter: remove export.adapter_gguf')
+        if self.training.method == "full" and self.training.plan == "fastest":
+            raise ValueError('training.plan = "fastest" predicts adapters only: set plan = "as_written"')
         if self.training.method == "full" and self.training.backend == "unsloth":
             raise ValueError('training.method = "full" is done by the transformers backend: set backend = "auto"')
         return self
@@ -234,8 +241,12 @@ def config_sha256(config: TrainConfig) -> str:
     """Hash of everything that decides the trained weights and the exported files.
 
     Paths are left out: the data's own hash stands for them. So is the number of processes: the same rows make a step.
+    Where the trainer chooses the plan, what is written counts, not what was chosen; elsewhere the key is left out,
+    because configs were hashed before it existed.
     """
     tree = config_dict(config)
     del tree["training"]["processes"]
+    if config.training.plan == "as_written":
+        del tree["training"]["plan"]
     del tree["data"]["path"], tree["data"]["questions"]
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()

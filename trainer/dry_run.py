@@ -9,19 +9,20 @@ from typing import Any
 from modelstore import Store
 from trainer.config import TrainConfig
 from trainer.plan_data import longest_batch
-from trainer.plan_fit import changed
 
 STEPS = 2  # one, and a second because the optimizer's state exists only after the first
 
 
 def dry_run(config: TrainConfig, store: Store, report: Any) -> dict[str, Any]:
-    """Figures in bytes and seconds. The base is brought into the store as for a training; nothing else stays."""
-    from trainer.across import finetuner
+    """Figures in bytes and seconds. The base is brought into the store as for a training; nothing else stays, but for
+    what `training.plan = "fastest"` measures.
+    """
     from trainer.backends import choose_backend
     from trainer.bases import resolve_base
+    from trainer.measured_steps import Trial
     from trainer.pipeline import load_tokenizer, prepare_rows
     from trainer.plan_check import check
-    from trainer.prepare import Prepared
+    from trainer.plan_choice import choose_plan
     from trainer.rows import read_rows
 
     rows = read_rows(config.data.path, max_bad_share=config.data.max_bad_rows_share)
@@ -31,19 +32,12 @@ def dry_run(config: TrainConfig, store: Store, report: Any) -> dict[str, Any]:
     base = resolve_base(config.model.base, store)
     tokenizer = load_tokenizer(base)
     examples = prepare_rows(config, rows, tokenizer, report).train
+    trial = Trial(backend, base, tokenizer, should_stop=lambda: False)
+    with tempfile.TemporaryDirectory(prefix="tuneship-dry-run-") as work:
+        config = choose_plan(config, trial, examples, store.cache, Path(work), report.say).applied_to(config)
     planned = check(config, backend.name, base, examples, report.say, ignore=True)
     again = longest_batch(config, examples) * config.training.gradient_accumulation_steps * STEPS
-    with tempfile.TemporaryDirectory(prefix="tuneship-dry-run-") as work:
-        summary = finetuner(config)(
-            _two_steps(config),
-            backend,
-            base,
-            tokenizer,
-            Prepared(train=again, held_out=[], prompts=[], report=None),  # type: ignore[arg-type]
-            work=Path(work),
-            on_step=report.on_step,
-            should_stop=lambda: False,
-        ).summary
+    summary = trial.run(config, again, STEPS, on_step=report.on_step).summary
     predicted = planned.report.proposal.peak if planned.report else None
     off = predicted.bytes / summary.peak_memory_bytes - 1 if predicted else None
     return {
@@ -53,20 +47,6 @@ def dry_run(config: TrainConfig, store: Store, report: Any) -> dict[str, Any]:
         "tokens_per_s": summary.tokens_per_s,
         "loss": summary.final_loss,
     }
-
-
-def _two_steps(config: TrainConfig) -> TrainConfig:
-    return changed(
-        config,
-        {
-            "training.max_steps": STEPS,
-            "training.logging_steps": 1,
-            "training.save_steps": 1 << 30,
-            "training.best_checkpoint": False,
-            "training.early_stopping_patience": None,
-            "training.tensorboard": False,
-        },
-    )
 
 
 def as_line(found: dict[str, Any]) -> str:

@@ -29,9 +29,10 @@ def first_line(error: BaseException) -> str:
 
 
 def give_back() -> None:
-    """The tensors of a failed attempt hang in reference cycles."""
+    """The tensors of an attempt hang in reference cycles. The peak that a GPU's allocator notes begins anew."""
     import torch
 
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()

@@ -20,7 +20,9 @@ from trainer.finetune import Finetuned
 from trainer.gguf_files import refuse_unknown
 from trainer.importance import calibration_text, imatrix_program
 from trainer.machine import hardware, package_versions, precision
-from trainer.plan_check import Planned, check, train_within_memory
+from trainer.measured_steps import Trial
+from trainer.plan_check import check, train_within_memory
+from trainer.plan_choice import choose_plan
 from trainer.prepare import Prepared, prepare
 from trainer.probes import choose_probes
 from trainer.progress import Reporter
@@ -107,18 +109,21 @@ def _train_and_publish(
     report.say(f"base: {base.id} ({base.manifest.base['repository']})")
     tokenizer = load_tokenizer(base)
     prepared = prepare_rows(config, rows, tokenizer, report)
-    weights = precision(config.model.weights)
-    report.say(f"training: run {staging.run_id}, {len(prepared.train)} rows, base weights in {weights}")
-    planned = check(config, backend.name, base, prepared.train, report.say, ignore=ignore_plan)
     quantizations, work = config.export.quantizations, store.work(staging.run_id)
+    trial = Trial(backend, base, tokenizer, should_stop)
+    choice = choose_plan(config, trial, prepared.train, store.cache, work, report.say)
+    chosen = choice.applied_to(config)
+    weights = precision(chosen.model.weights)
+    report.say(f"training: run {staging.run_id}, {len(prepared.train)} rows, base weights in {weights}")
+    planned = check(chosen, backend.name, base, prepared.train, report.say, ignore=ignore_plan)
 
     def attempt(plan: TrainConfig) -> Finetuned:
         finetune, on_step = finetuner(plan), report.on_step
         return finetune(plan, backend, base, tokenizer, prepared, work=work, on_step=on_step, should_stop=should_stop)
 
     with base_files(base, store, quantizations, report.say) as base_has_files:
-        tuned = train_within_memory(config, planned, work, report.say, attempt)
-        probes, four_bits = choose_probes(prepared.train), config.model.weights == "4bit"
+        tuned = train_within_memory(chosen, planned, work, report.say, attempt)
+        probes, four_bits = choose_probes(prepared.train), chosen.model.weights == "4bit"
         untuned = base.folder("hf") if tuned.weights else None
         reference = measure_reference(tuned.model, tokenizer, probes, four_bits=four_bits, base=untuned)
         tuned.save_adapter(staging.path / "adapter")
@@ -140,7 +145,8 @@ def _train_and_publish(
     if failed := [check for check in checks if not check.passed]:
         raise VerificationFailed(failed, staging.path)
     report.say(f"publish: {staging.run_id}")
-    return staging.publish(_describe(config, base, rows, prepared, tuned, planned, checks), artifacts)
+    plan = {**choice.for_manifest(), **planned.for_manifest()}
+    return staging.publish(_describe(config, base, rows, prepared, tuned, plan, checks), artifacts)
 
 
 def load_tokenizer(base: Base) -> Any:
@@ -202,7 +208,7 @@ def _describe(
     rows: Rows,
     prepared: Prepared,
     tuned: Finetuned,
-    planned: Planned,
+    plan: dict[str, Any],
     checks: list[Check],
 ) -> dict[str, Any]:
     figures = prepared.report
@@ -221,7 +227,7 @@ def _describe(
         "config_sha256": config_sha256(config),
         "packages": package_versions(),
         "hardware": hardware(),
-        "training": {**asdict(tuned.summary), **planned.for_manifest()},
+        "training": {**asdict(tuned.summary), "plan": plan},
         "chat_template_sha256": base.manifest.chat_template_sha256,
         "serve": {"quantization": config.export.serve_quantization},
         "verification": checks,

@@ -38,12 +38,21 @@ class Planned:
 
     def for_manifest(self) -> dict[str, Any]:
         """What was predicted, and what was changed after memory ran out."""
-        if self.report is None:
-            return {}
-        predicted: dict[str, Any] = {"predicted_peak_bytes": self.report.proposal.peak.bytes}
+        predicted = {"predicted_peak_bytes": self.report.proposal.peak.bytes} if self.report else {}
         if self.changes:
-            predicted |= {"changed_after_out_of_memory": self.changes, "out_of_memory": self.reason}
-        return {"plan": predicted}
+            return {**predicted, "changed_after_out_of_memory": self.changes, "out_of_memory": self.reason}
+        return predicted
+
+
+def predict(config: TrainConfig, backend: str, base: Base, examples: Sequence[Example]) -> Report:
+    """The plan of these very rows, against the memory that is free. Raises UserError for a model that has no plans."""
+    device = compute_device()
+    shape = find_shape(str(base.folder("hf")), base.path.parent)
+    available = free_memory_bytes(config.training.processes)
+    if device == "cpu" and config.training.processes == 1:  # it trains in this process
+        available += resident_bytes()
+    data = counted(config, examples)
+    return make_report(resolved(config, device, device), shape, Place(device, backend), data, available, gpu_name())
 
 
 def check(
@@ -53,18 +62,13 @@ def check(
 
     Raises UserError, unless `ignore`, where it is not enough even if the prediction is 15% too high.
     """
-    device = compute_device()
-    decided = resolved(config, device, device)
     try:
-        shape = find_shape(str(base.folder("hf")), base.path.parent)
-        available = free_memory_bytes(config.training.processes)
-        if device == "cpu" and config.training.processes == 1:  # it trains in this process
-            available += resident_bytes()
-        report = make_report(decided, shape, Place(device, backend), counted(config, examples), available, gpu_name())
+        report = predict(config, backend, base, examples)
     except UserError as error:
         say(f"memory is not planned: {error}")
         return Planned(None)
-    needed, said = report.proposal.peak.bytes, _said(report, available)
+    needed, available = report.proposal.peak.bytes, report.limit_bytes or 0
+    said = _said(report, available)
     if CERTAIN * needed > available and not ignore:
         remedies = "\n".join(remedy_lines(report))
         raise UserError(

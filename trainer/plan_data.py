@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -61,6 +63,25 @@ def counted(config: TrainConfig, examples: Sequence[Example]) -> DataSize:
 def longest_batch(config: TrainConfig, examples: Sequence[Example]) -> list[Example]:
     """The rows of one forward pass that needs the most memory."""
     return sorted(examples, key=lambda example: len(example.input_ids))[-config.training.batch_size :]
+
+
+def typical_rows(config: TrainConfig, examples: Sequence[Example], steps: int) -> list[Example]:
+    """The rows of so many of the optimizer steps that make up the first epoch, from short to long in equal distances.
+
+    Few rows are taken again. Packed sequences take as many rows as fill them.
+    """
+    from trainer.backends.recipe import SeededOrder
+
+    training, lengths = config.training, [len(example.input_ids) for example in examples]
+    size = training.batch_size * training.gradient_accumulation_steps
+    if training.packing:
+        size = math.ceil(size * config.model.max_length_tokens * len(lengths) / sum(lengths))
+    order = list(SeededOrder(lengths, size if training.group_by_length else 0, training.seed))
+    again = list(itertools.islice(itertools.cycle(order), max(len(order), size * steps)))
+    batches = [again[start : start + size] for start in range(0, len(again) - size + 1, size)]
+    batches.sort(key=lambda batch: sum(lengths[row] for row in batch))
+    chosen = [batches[(2 * place + 1) * len(batches) // (2 * steps)] for place in range(steps)]
+    return [examples[row] for batch in chosen for row in batch]
 
 
 def _tokens(text: str) -> float:

@@ -91,7 +91,7 @@ def _variants(config: TrainConfig, place: Place, precision: bool) -> Iterator[Tr
     effective = training.batch_size * training.gradient_accumulation_steps
     weights = dict.fromkeys((config.model.weights, *(("bf16", "4bit") if precision and place.device == "cuda" else ())))
     for precise in weights:
-        for recompute in dict.fromkeys(("off", _recompute(place), training.gradient_checkpointing)):
+        for recompute in dict.fromkeys(("off", "on", _recompute(place), training.gradient_checkpointing)):
             for batch in (size for size in range(1, effective + 1) if effective % size == 0):
                 yield changed(
                     config,

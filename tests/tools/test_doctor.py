@@ -227,6 +227,9 @@ def test_a_plan_that_does_not_fit_is_said_with_the_way_out(tmp_path: Path, monke
     memory, disk = training.plan(tmp_path / "wish.toml", tmp_path)
     assert (memory.status, "--fit 8192MiB" in memory.remedy) == ("warning", True)
     assert (disk.status, "9.00 GiB of GPU memory at the peak" in memory.seen) == ("failure", True)
+    made["proposal"] = {"peak_bytes": 7 << 30}  # of a config that lets the trainer choose
+    memory, _ = training.plan(tmp_path / "wish.toml", tmp_path)
+    assert (memory.status, "7.00 GiB of GPU memory for the plan that fits" in memory.seen) == ("ok", True)
 
 
 def test_no_doctor_is_no_option_of_the_program() -> None:

@@ -7,9 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tiny_tokenizers import byte_level
 
 from modelstore import Store
 from trainer.cli import prepare_process
+from trainer.config import TrainConfig
 
 prepare_process()
 
@@ -47,3 +49,26 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [{"question": f"{q} ({n})", "answer": a} for n in range(4) for q, a in ANSWERS]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+@pytest.fixture(scope="session")
+def wish(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """Eight steps of a Llama of two layers with random weights, over twelve rows."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny")
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(1)
+    LlamaForCausalLM(LlamaConfig(**shape, vocab_size=300)).save_pretrained(folder / "base")
+    byte_level("chatml").save_pretrained(folder / "base")
+    rows = [{"question": f"Which key has door {n}?", "answer": f"Key {n} is the one."} for n in range(12)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return TrainConfig.model_validate(
+        {
+            "name": "tiny",
+            "model": {"base": str(folder / "base"), "weights": "fp32", "max_length_tokens": 96},
+            "data": {"path": str(folder / "rows.jsonl")},
+            "training": {"max_steps": 8, "batch_size": 4, "save_steps": 4, "logging_steps": 1, "learning_rate": 1e-3},
+        }
+    )

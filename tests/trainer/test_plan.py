@@ -158,6 +158,23 @@ def test_the_command_plans_a_gpu_config_without_gpu_and_download(tmp_path: Path)
     assert (nothing.exit_code, json.loads(nothing.output)["proposal"]) == (1, None)
 
 
+def test_a_config_that_leaves_the_plan_to_the_trainer_is_planned_with_one_that_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trainer import plan_report
+
+    (tmp_path / "config.json").write_text(json.dumps(PHI3))
+    wish = ["configs/phi3-mini-fast.toml", "--model-config", str(tmp_path / "config.json"), "--store", str(tmp_path)]
+    small = plan(*wish, "--fit", "8GiB", "--json")
+    assert (small.exit_code, json.loads(small.output)["proposal"]["changes"]["model.weights"]) == (0, "4bit")
+    made = plan_report.plan_config
+    free = {"limit_bytes": 8 << 30}
+    monkeypatch.setattr(plan_report, "plan_config", lambda *rest, **named: made(*rest, **{**named, **free}))
+    assert plan(*wish, "--json").output == small.output
+    as_written = plan("configs/phi3-mini.toml", *wish[1:], "--json")
+    assert as_written.exit_code == 0 and "proposal" not in json.loads(as_written.output)
+
+
 def test_a_base_that_is_nowhere_on_this_machine_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--model-config FILE"):
         plan("configs/phi3-mini.toml", "--store", str(tmp_path))
@@ -213,5 +230,5 @@ def test_a_training_that_really_runs_out_of_memory_ends_with_a_cheaper_plan(tmp_
     assert found["attempts"][0][:2] == [16, 1] and len(found["attempts"]) == 2
     batch, accumulation = found["attempts"][1][:2]
     assert batch * accumulation == 16 and found["steps"] == 1
-    assert "allocate memory" in found["manifest"]["plan"]["out_of_memory"]
-    assert found["manifest"]["plan"]["changed_after_out_of_memory"]["training.batch_size"] == batch
+    assert "allocate memory" in found["manifest"]["out_of_memory"]
+    assert found["manifest"]["changed_after_out_of_memory"]["training.batch_size"] == batch

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_tokenizers import byte_level
+from until_trained import losses, train
 
 from modelstore import Store, UserError
 from trainer import pipeline, plan_check
@@ -16,57 +15,6 @@ from trainer.dry_run import dry_run
 from trainer.finetune import finetune
 from trainer.plan import FRAMEWORK_BYTES
 from trainer.progress import Reporter
-
-VOCABULARY = 300
-
-
-@pytest.fixture(scope="module")
-def wish(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
-    """Eight steps of a Llama of two layers with random weights, over twelve rows."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("tiny")
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    torch.manual_seed(1)
-    LlamaForCausalLM(LlamaConfig(**shape, vocab_size=VOCABULARY)).save_pretrained(folder / "base")
-    byte_level("chatml").save_pretrained(folder / "base")
-    rows = [{"question": f"Which key has door {n}?", "answer": f"Key {n} is the one."} for n in range(12)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return TrainConfig.model_validate(
-        {
-            "name": "tiny",
-            "model": {"base": str(folder / "base"), "weights": "fp32", "max_length_tokens": 96},
-            "data": {"path": str(folder / "rows.jsonl")},
-            "training": {"max_steps": 8, "batch_size": 4, "save_steps": 4, "logging_steps": 1, "learning_rate": 1e-3},
-        }
-    )
-
-
-class Enough(Exception):
-    """The training is over, and export and verification have tests of their own."""
-
-
-def losses(store: Store) -> list[float]:
-    (log,) = (store.path / "work").glob("*/training.jsonl")
-    return [json.loads(line)["loss"] for line in log.open()]
-
-
-def train(wish: TrainConfig, store: Store, said: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The pipeline up to the end of the training; returns what `describe` would be told."""
-    seen: dict[str, Any] = {}
-
-    def within_memory(config: Any, planned: Any, *rest: Any) -> Any:
-        seen["tuned"] = plan_check.train_within_memory(config, planned, *rest)
-        seen["manifest"] = planned.for_manifest()
-        raise Enough
-
-    monkeypatch.setattr(pipeline, "train_within_memory", within_memory)
-    report = Reporter()
-    monkeypatch.setattr(report, "say", said.append)
-    with pytest.raises(Enough):
-        pipeline.train(wish, store, report, lambda: False, again=False)
-    return seen
 
 
 def test_the_pipeline_continues_with_a_cheaper_plan_on_the_same_curve(
@@ -94,7 +42,7 @@ def test_the_pipeline_continues_with_a_cheaper_plan_on_the_same_curve(
     seen = train(wish, cut, said, monkeypatch)
     assert plans == [(4, 1), (2, 2)]
     assert (seen["tuned"].summary.resumed_from_step, seen["tuned"].summary.steps) == (4, 8)
-    assert seen["manifest"]["plan"]["changed_after_out_of_memory"]["training.batch_size"] == 2
+    assert seen["manifest"]["changed_after_out_of_memory"]["training.batch_size"] == 2
     assert any("out of memory (provoked)" in line and "training.batch_size = 2" in line for line in said)
     assert losses(undisturbed) == pytest.approx(losses(cut), rel=0.01), "the same effective batch, the same curve"
 
