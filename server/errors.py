@@ -18,6 +18,7 @@ USUAL_TYPE = "invalid_request_error"
 # llama.cpp's answers to fields of another type, and to messages and tools that it cannot read
 _WRONG_TYPE = re.compile(rb'"(?:\[json\.exception\.|Failed to parse )')
 _TOO_LONG = re.compile("maximum context length")  # vLLM has no code for it
+TOO_LONG = "context_length_exceeded"
 
 
 class ApiError(Exception):
@@ -57,4 +58,4 @@ def from_engine(status: int, body: bytes) -> ApiError:
     except (ValueError, KeyError, TypeError, AttributeError):
         kind, message = None, "The engine refused the request without a reason."
     is_too_long = kind == "exceed_context_size_error" or _TOO_LONG.search(message)
-    return ApiError(400 if is_too_long else status, message, "context_length_exceeded" if is_too_long else None)
+    return ApiError(400 if is_too_long else status, message, TOO_LONG if is_too_long else None)

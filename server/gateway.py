@@ -28,14 +28,14 @@ from aiohttp.typedefs import Handler
 
 from server.door import Door
 from server.engine import ServedModel
-from server.errors import ApiError, from_engine
+from server.errors import TOO_LONG, ApiError, from_engine
 from server.keys import KeyRing
 from server.metrics import EngineState, RequestCounts, labelled
 from server.openapi import description
 from server.plan import UNREAD_S
 from server.release import Release, Releases
 from server.supervise import Engine
-from server.validation import Limits, check_request, parse_body, written
+from server.validation import TOKEN_LIMIT_FIELDS, Limits, check_request, parse_body, written
 
 BODY_TIMEOUT_S = 30.0
 METRICS_TIMEOUT_S = 3.0  # below the patience of a scraper: one engine that hangs must not hide the others
@@ -162,18 +162,30 @@ class Gateway:
         model, engine = _engine_for(body.get("model"), release)
         request["model"], request["run"] = model.role, model.id
         check_request(body, self._limits, is_chat=request.path.endswith("/chat/completions"))
-        # what was checked is what the engine reads: written anew, so that no second reading of the bytes can differ
-        data = written(body | {"model": model.names[0]})
+        wish = body | {"model": model.names[0]}
         with engine.seats.taking():
-            for is_last in (False, True):
-                try:
-                    return await self._asked(request, engine, data)
-                except (ClientError, OSError) as error:
-                    # llama.cpp closes a connection that says nothing for 5 s, which happens when thousands of clients
-                    # keep this process busy between connecting and sending. The client has nothing yet: ask again
-                    if is_last or not isinstance(error, ClientOSError | ServerDisconnectedError):
-                        why = engine.why_not_ready or type(error).__name__
-                        raise ApiError(503, f"The engine does not answer: {why}.") from None
+            try:
+                return await self._asked_twice(request, engine, wish)
+            except ApiError as refusal:
+                if refusal.code != TOO_LONG or not any(wish.get(name) for name in TOKEN_LIMIT_FIELDS):
+                    raise
+            # vLLM before 0.27 also refuses a limit above what the prompt leaves of the context, which llama.cpp and
+            # later ones take for the most there can be: that is what no limit means to it
+            unlimited = {name: value for name, value in wish.items() if name not in TOKEN_LIMIT_FIELDS}
+            return await self._asked_twice(request, engine, unlimited | {"max_tokens": None})
+
+    async def _asked_twice(self, request: web.Request, engine: Engine, wish: dict[str, Any]) -> web.StreamResponse:
+        # what was checked is what the engine reads: written anew, so that no second reading of the bytes can differ
+        data = written(wish)
+        for is_last in (False, True):
+            try:
+                return await self._asked(request, engine, data)
+            except (ClientError, OSError) as error:
+                # llama.cpp closes a connection that says nothing for 5 s, which happens when thousands of clients
+                # keep this process busy between connecting and sending. The client has nothing yet: ask again
+                if is_last or not isinstance(error, ClientOSError | ServerDisconnectedError):
+                    why = engine.why_not_ready or type(error).__name__
+                    raise ApiError(503, f"The engine does not answer: {why}.") from None
         raise AssertionError("the last attempt returns or raises")
 
     async def _asked(self, request: web.Request, engine: Engine, data: bytes) -> web.StreamResponse:
