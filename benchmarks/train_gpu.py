@@ -7,7 +7,8 @@ Every variant runs in a process of its own. `plain` is what a user would write: 
 trl with their defaults. All others go through the kit's own finetune(). Rows are random words, the same for all; `full`
 rows fill the length, `chat` rows are log-normal with a median of 300 tokens. tokens_per_s counts no padding. Variants
 that begin with `two` train on two GPUs; their peak memory is that of the first. With
---data, `plain` trains on a file as the kit's trainer prepares it: the same tokens and labels in the same order.
+--data, `plain` trains on a file as the kit's trainer prepares it: the same tokens and labels in the same order, and
+with --schedule-steps at the learning rates of a training of so many steps.
 --profile adds where the GPU's time of two further steps goes; it slows those, which are not timed.
 """
 
@@ -199,7 +200,7 @@ def run_plain(wish: argparse.Namespace, work: Path) -> dict[str, Any]:
     """transformers + bitsandbytes + peft + trl as their documentation shows them."""
     import torch
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback, set_seed
     from trl import SFTConfig, SFTTrainer
 
     clock = Clock(wish)
@@ -215,13 +216,14 @@ def run_plain(wish: argparse.Namespace, work: Path) -> dict[str, Any]:
     )
     model.config.use_cache = False
     model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=True)
+    set_seed(3407)  # of the adapter's values, as the kit's recipe has it
     modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     lora = LoraConfig(r=16, lora_alpha=16, target_modules=modules, bias="none", task_type="CAUSAL_LM")
     data = plain_dataset(wish, tokenizer)
     settings = SFTConfig(
         output_dir=str(work),
         max_length=wish.length,
-        max_steps=all_steps(wish),
+        max_steps=wish.schedule_steps or all_steps(wish),
         per_device_train_batch_size=4,
         gradient_accumulation_steps=2,
         learning_rate=2e-4,
@@ -240,8 +242,9 @@ def run_plain(wish: argparse.Namespace, work: Path) -> dict[str, Any]:
     losses: list[float] = []
 
     class Watch(TrainerCallback):  # type: ignore[misc]
-        def on_step_end(self, *_: Any, **__: Any) -> None:
+        def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
             clock.tick()
+            control.should_training_stop = state.global_step >= all_steps(wish)
 
         def on_log(self, _args: Any, _state: Any, _control: Any, logs: dict[str, float], **_: Any) -> None:
             if "loss" in logs:
@@ -325,6 +328,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--schedule-steps", type=int, default=0)
     parser.add_argument("--work", default="/tmp/tuneship-bench")
     parser.add_argument("--timeout-s", type=int, default=300)
     parser.add_argument("--child", help=argparse.SUPPRESS)

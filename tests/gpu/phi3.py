@@ -34,7 +34,8 @@ def plain(wish: argparse.Namespace) -> dict[str, Any]:
     folder, rows = _model(wish), _rows(wish)
     out = wish.work / "plain.json"
     argv = [sys.executable, "-m", "benchmarks.train_gpu", "--model", str(folder), "--out", str(out)]
-    argv += ["--variants", "plain", "--steps", str(PLAIN_STEPS), "--data", str(rows), "--work", str(wish.work / "b")]
+    argv += ["--variants", "plain", "--steps", str(PLAIN_STEPS), "--schedule-steps", str(wish.phi3_steps)]
+    argv += ["--data", str(rows), "--work", str(wish.work / "b")]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
     found = json.loads(out.read_text())["results"][0]
     return {"result": found, "checks": {"plain stack trains": done.returncode == 0}, "error": found.get("error")}

@@ -1,4 +1,4 @@
-"""What the gateway does when an engine refuses or drops a request; a scripted engine, as no real one does it at will."""
+"""The gateway when an engine refuses or drops a request. The engine is scripted: no real one does so at will."""
 
 from __future__ import annotations
 
