@@ -110,6 +110,32 @@ def test_merged_weights_are_two_processes_and_an_adapter_one(store: Store, monke
     assert shared.models[0].adapter == store.run("current").path / "adapter"
 
 
+def test_gguf_files_are_read_with_config_and_tokenizer_beside_them(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_plugin = tmp_path / "python"
+    has_plugin.write_text("#!/bin/sh\n")
+    has_plugin.chmod(0o755)
+    monkeypatch.setenv("TUNESHIP_VLLM_PYTHON", str(has_plugin))
+    tuned, base = plan_serving(store, "current", Wish(Vllm(), OPTIONS, "gguf")).engines
+    assert [Path(engine.argv[4]).name for engine in (tuned, base)] == ["r-Q8_0.gguf", "b-Q8_0.gguf"]
+    merged = str(store.run("current").path / "merged")
+    assert tuned.argv[-4:] == ["--tokenizer", merged, "--hf-config-path", merged]
+    assert f"--chat-template {merged}/chat_template.jinja" in " ".join(tuned.argv)
+
+
+def test_what_vllm_compiles_is_kept_in_the_store(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choose, "vllm_python", lambda: "python")
+    monkeypatch.setenv("TUNESHIP_VLLM_PYTHON", "python")
+    monkeypatch.delenv("VLLM_CACHE_ROOT", raising=False)
+    wish = choose.choose(Asked(engine="vllm"), store, "current", follows=False)[0]
+    (tuned, _) = plan_serving(store, "current", wish).engines
+    assert tuned.environment["VLLM_CACHE_ROOT"] == str(store.cache / "vllm")
+    monkeypatch.setenv("VLLM_CACHE_ROOT", "/elsewhere")
+    (tuned, _) = plan_serving(store, "current", wish).engines
+    assert "VLLM_CACHE_ROOT" not in tuned.environment
+
+
 def test_the_same_process_is_recognized_whatever_its_port(store: Store) -> None:
     first, second = (plan_serving(store, "current", Wish(LlamaCpp(), OPTIONS)).engines for _ in range(2))
     assert first[1].port != second[1].port
