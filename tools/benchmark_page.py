@@ -160,6 +160,8 @@ def _levels(result: dict[str, Any]) -> str:
 | requests at once | seconds | output tokens/s | TTFT, median, ms |
 |---|---|---|---|
 {chr(10).join(lines)}
+
+![Seconds by requests at once](plots/eval-concurrency.svg)
 """
 
 

@@ -79,6 +79,8 @@ since.
 
 {_table(rows, ("what", "seen", "goal"))}
 
+![Losses of the first 15 steps](plots/gpu-losses.svg)
+
 Seconds since the command, by what began then (goal for all but the steps, with the server's start: 120 s, missed):
 
 {_table(_stages(suite["stages_s"]), ("what", "at"))}
@@ -115,6 +117,8 @@ def _variants(result: dict[str, Any], plain: dict[str, Any]) -> str:
 not counted; the plain stack is that of the section above.
 
 {_table(rows, ("plan", "tokens/s", "times the plain stack", "peak memory", "goal"))}
+
+![Tokens a second by plan](plots/gpu-training.svg)
 
 The fastest misses the goal by {1 - best / 30000:.0%}. Where the GPU's time of a step goes, in ms, by the profiler
 (which makes steps longer; copies run beside the rest):
@@ -158,6 +162,8 @@ median of 300 tokens, cut at 2048; only tokens of rows count, no padding. Goal: 
 It is reached against the plain stack's; against Unsloth's own padded ones the best is {ratio:.1f} times.
 
 {_table(rows, head)}
+
+![Useful tokens a second on rows of chat length](plots/gpu-chat-rows.svg)
 
 Packing changes nothing that is learned: `{losses["command"]}` on the same card, SmolLM2-135M with its real weights,
 the same {losses["rows"]} rows (goal: within 0.001).

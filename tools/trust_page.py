@@ -52,6 +52,8 @@ def _plan(results: Path) -> str:
 {_peaks(gpu["results"])}
 
 {said}
+
+![Predicted and seen peaks](plots/peak-memory.svg)
 """
 
 
