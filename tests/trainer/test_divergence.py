@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from trainer.divergence import LossGuard
+from trainer.config import TrainingConfig
+from trainer.divergence import loss_guard
 
 
 @pytest.mark.parametrize(
@@ -20,7 +21,7 @@ from trainer.divergence import LossGuard
     ],
 )
 def test_what_counts_as_broken_down(losses: list[float], verdict: str) -> None:
-    guard = LossGuard(vocabulary=354)  # ln 354 = 5.87
+    guard = loss_guard(TrainingConfig(max_steps=1), vocabulary=354)  # ln 354 = 5.87
     for step, loss in enumerate(losses, 1):
         guard.see(step, loss)
     assert (verdict in guard.verdict) if verdict else not guard.verdict

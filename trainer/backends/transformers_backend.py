@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from modelstore import Base, UserError
 from trainer.backends.answer_loss import answer_loss_trainer
-from trainer.backends.recipe import dataset, sft_config
+from trainer.backends.preferences import dpo_trainer, preference_dataset
+from trainer.backends.recipe import dataset, datasets_of, dpo_config, sft_config
 from trainer.config import LoraConfig, TrainConfig
 from trainer.machine import local_rank, precision
 from trainer.targets import lora_targets
@@ -21,16 +22,17 @@ class TransformersBackend:
 
     name = "transformers"
 
-    def sft_trainer(
+    def trl_trainer(
         self, config: TrainConfig, base: Base, tokenizer: Any, prepared: Prepared, checkpoints: Path
     ) -> Any:
         _refuse_unfit(config)
-        return answer_loss_trainer()(
+        evaluates, of_pairs = bool(prepared.held_out), config.training.method == "dpo"
+        settings = dpo_config if of_pairs else sft_config
+        return (dpo_trainer() if of_pairs else answer_loss_trainer())(
             model=_load_base(config, base),
-            args=sft_config(config, checkpoints, evaluates=bool(prepared.held_out)),
+            args=settings(config, checkpoints, evaluates=evaluates),
             processing_class=tokenizer,
-            train_dataset=dataset(prepared.train),
-            eval_dataset=dataset(prepared.held_out) if prepared.held_out else None,
+            **datasets_of(prepared, preference_dataset if of_pairs else dataset),
             peft_config=None if config.training.method == "full" else _lora(config.lora, base.folder("hf")),
         )
 
