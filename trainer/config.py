@@ -16,7 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from modelstore import UserError
 
-
 DPO_DEFAULTS: dict[str, Any] = {"dpo_beta": 0.1, "dpo_loss": "sigmoid"}
 
 

@@ -54,8 +54,9 @@ class Rows:
 def read_rows(path: Path, *, max_bad_share: float, preferences: bool = False) -> Rows:
     """Read JSONL (also .gz), JSON, CSV or Parquet. Needs no tokenizer, so it fails before anything is loaded.
 
-    `preferences`: whether rows of a chosen and a rejected answer are wanted. Raises UserError for the other kind, for a missing, empty or undecodable file, for mixed formats, and when more than `max_bad_share` of
-    the rows are bad. There is no least number of bad rows that pass: in a short file each is soon mended, and missed.
+    `preferences`: whether rows of a chosen and a rejected answer are wanted; the other kind is a UserError. Raises it
+    also for a missing, empty or undecodable file, for mixed formats, and when more than `max_bad_share` of the rows are
+    bad. There is no least number of bad rows that pass: in a short file each is soon mended, and missed.
     """
     data = read_bytes(path)
     found = list(records(path, data))
@@ -153,9 +154,7 @@ def _turns(row: dict[str, Any], key: str, role_key: str, text_key: str, roles: d
     return made
 
 
-def _list_of_turns(
-    row: dict[str, Any], key: str, role_key: str, text_key: str, roles: dict[str, str]
-) -> Conversation:
+def _list_of_turns(row: dict[str, Any], key: str, role_key: str, text_key: str, roles: dict[str, str]) -> Conversation:
     turns = row[key]
     if not isinstance(turns, list) or not turns:
         raise RowError(f"{key!r} is not a list of turns" if turns else f"{key!r} is empty")
@@ -212,7 +211,7 @@ def _text(row: dict[str, Any], key: str) -> str:
 
 # name -> (the key that gives it away, converter), asked in this order: Alpaca files often carry a rendered `text` too
 FORMATS: dict[str, tuple[str, Converter]] = {
-    PREFERENCES: (REJECTED, _preference),
+    PREFERENCES: ("chosen", _preference),
     "messages": ("messages", _messages),
     "ShareGPT": ("conversations", _sharegpt),
     "question/answer": ("question", _pair("question", "answer")),
