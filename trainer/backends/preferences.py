@@ -10,7 +10,7 @@ from trainer.backends.recipe import seeded
 if TYPE_CHECKING:
     from trainer.prepare import Example
 
-LENGTH = "tokens"
+LENGTH = "tokens"  # a column beside those that trl reads
 
 
 def dpo_trainer() -> Any:

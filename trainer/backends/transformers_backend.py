@@ -26,13 +26,15 @@ class TransformersBackend:
         self, config: TrainConfig, base: Base, tokenizer: Any, prepared: Prepared, checkpoints: Path
     ) -> Any:
         _refuse_unfit(config)
-        evaluates, of_pairs = bool(prepared.held_out), config.training.method == "dpo"
-        settings = dpo_config if of_pairs else sft_config
-        return (dpo_trainer() if of_pairs else answer_loss_trainer())(
+        if config.training.method == "dpo":
+            trainer, settings, made_of = dpo_trainer(), dpo_config, preference_dataset
+        else:
+            trainer, settings, made_of = answer_loss_trainer(), sft_config, dataset
+        return trainer(
             model=_load_base(config, base),
-            args=settings(config, checkpoints, evaluates=evaluates),
+            args=settings(config, checkpoints, evaluates=bool(prepared.held_out)),
             processing_class=tokenizer,
-            **datasets_of(prepared, preference_dataset if of_pairs else dataset),
+            **datasets_of(prepared, made_of),
             peft_config=None if config.training.method == "full" else _lora(config.lora, base.folder("hf")),
         )
 

@@ -39,12 +39,11 @@ class UnslothBackend:
         model = _with_adapter(config, _load(config, base), base.folder("hf"))
         evaluates = bool(prepared.held_out)
         if config.training.method == "dpo":
-            settings, made_of = dpo_config(config, checkpoints, evaluates=evaluates), preference_dataset
+            trainer, made_of = dpo_trainer(), preference_dataset
+            settings = dpo_config(config, checkpoints, evaluates=evaluates)
         else:
-            padding_free = _padding_free(config, prepared)
+            trainer, made_of, padding_free = seeded_trainer(), dataset, _padding_free(config, prepared)
             settings = sft_config(config, checkpoints, evaluates=evaluates, padding_free=padding_free)
-            made_of = dataset
-        trainer = dpo_trainer() if config.training.method == "dpo" else seeded_trainer()
         return trainer(model=model, args=settings, processing_class=tokenizer, **datasets_of(prepared, made_of))
 
     def for_inference(self, model: Any) -> None:
