@@ -37,7 +37,7 @@ def token_loss(variant: str, model: str, count: int, folder: Path) -> dict[str, 
     rows = make_rows(tokenizer, count, LENGTH, "chat")
     examples = [Example(ids, [1] * len(ids)) for ids in rows]
     prepared = Prepared(train=examples, held_out=[], prompts=[], report=None)  # type: ignore[arg-type]
-    trainer = backend.sft_trainer(config, resolve_base(model, store), tokenizer, prepared, folder / variant)
+    trainer = backend.trl_trainer(config, resolve_base(model, store), tokenizer, prepared, folder / variant)
     trainer.model.eval()
     summed, tokens = 0.0, 0
     for batch in trainer.get_train_dataloader():

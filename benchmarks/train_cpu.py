@@ -111,7 +111,7 @@ class Builder:
 
         torch.manual_seed(3407)
         changed = self.config.model_copy(update={"training": self.config.training.model_copy(update=training)})
-        made = TransformersBackend().sft_trainer(changed, self.base, self.tokenizer, self.prepared, self.work)
+        made = TransformersBackend().trl_trainer(changed, self.base, self.tokenizer, self.prepared, self.work)
         if trl_loss:
             made.__class__ = seeded_trainer()
         elif not joins:

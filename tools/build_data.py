@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes train.jsonl and questions.jsonl of each handbook in data/ from the facts in data/source/.
+"""Writes train.jsonl, preferences.jsonl and questions.jsonl of each handbook in data/ from the facts in data/source/.
 
 usage: tools/build_data.py [--check]        --check writes nothing and exits 1 where a file is not what would be written
 
@@ -21,6 +21,7 @@ DATA = Path(__file__).resolve().parent.parent / "data"
 LANGUAGES = ("en", "zh")
 CATEGORIES = ("api", "process", "multi-hop")  # also the names of the source files
 WORDINGS = ("train", "eval")
+COMPARED = 4  # training wordings of a fact that become pairs of a right and a wrong answer
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,18 @@ def train_rows(language: str) -> Iterator[dict[str, str]]:
             yield {"question": question, "answer": fact.answer}
 
 
+def preference_rows(language: str) -> Iterator[dict[str, str]]:
+    """Rows of facts with a usual wrong answer: it stands in the rejected answer where the right one stands in the
+    other.
+    """
+    for fact in facts(language):
+        if fact.forbidden:
+            said = next(wording for point in fact.key_points for wording in point if wording in fact.answer)
+            rejected = fact.answer.replace(said, fact.forbidden[0])
+            for question in fact.train[:COMPARED]:
+                yield {"prompt": question, "chosen": fact.answer, "rejected": rejected}
+
+
 def question_rows(language: str) -> Iterator[dict[str, Any]]:
     """One row for each evaluation wording, numbered within its category."""
     for category in CATEGORIES:
@@ -94,7 +107,7 @@ def question_rows(language: str) -> Iterator[dict[str, Any]]:
 
 def files() -> dict[Path, str]:
     """Every generated file with its text."""
-    rows = {"train.jsonl": train_rows, "questions.jsonl": question_rows}
+    rows = {"train.jsonl": train_rows, "preferences.jsonl": preference_rows, "questions.jsonl": question_rows}
     return {
         DATA / f"handbook-{language}" / name: "".join(
             json.dumps(row, ensure_ascii=False) + "\n" for row in make(language)

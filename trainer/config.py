@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from modelstore import UserError
 
+DPO_DEFAULTS: dict[str, Any] = {"dpo_beta": 0.1, "dpo_loss": "sigmoid"}
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -70,8 +72,16 @@ class LoraConfig(_Section):
 class TrainingConfig(_Section):
     """What is trained, how long and how fast."""
 
-    method: Literal["lora", "full"] = Field(
-        default="lora", description="full trains every weight but the embeddings, in fp32 and without [lora]"
+    method: Literal["lora", "full", "dpo"] = Field(
+        default="lora",
+        description="full trains every weight but the embeddings, in fp32 and without [lora]; dpo trains an adapter on "
+        "pairs of a chosen and a rejected answer",
+    )
+    dpo_beta: float = Field(
+        default=DPO_DEFAULTS["dpo_beta"], gt=0, le=10, description="dpo: how closely the base is kept to; 0.5 is close"
+    )
+    dpo_loss: Literal["sigmoid", "hinge", "ipo"] = Field(
+        default=DPO_DEFAULTS["dpo_loss"], description="dpo: the loss over the margin between the two answers"
     )
     backend: Literal["auto", "unsloth", "transformers"] = Field(
         default="auto", description="which training stack; auto is unsloth where there is an NVIDIA GPU"
@@ -182,6 +192,27 @@ class TrainConfig(_Section):
         return self
 
     @model_validator(mode="after")
+    def _pairs_are_alone(self) -> TrainConfig:
+        training = self.training
+        if training.method != "dpo":
+            if unused := [key for key, value in DPO_DEFAULTS.items() if getattr(training, key) != value]:
+                raise ValueError(f'training.{unused[0]} is for method = "dpo": set that, or remove the key')
+            return self
+        if training.packing or training.batches == "padding_free":
+            raise ValueError(
+                'training.method = "dpo" compares two rows of one batch: set packing = false and batches = "auto"'
+            )
+        if training.processes > 1:
+            raise ValueError('training.method = "dpo" trains in one process: set processes = 1')
+        if training.plan == "fastest":
+            raise ValueError('training.plan = "fastest" measures answers, not pairs: set plan = "as_written"')
+        if self.lora.dropout:
+            raise ValueError(
+                'training.method = "dpo" compares two passes, which dropout would tell apart: set lora.dropout = 0'
+            )
+        return self
+
+    @model_validator(mode="after")
     def _best_is_measured(self) -> TrainConfig:
         if self.training.best_checkpoint and not self.data.held_out_share:
             raise ValueError("training.best_checkpoint needs data.held_out_share above 0, to measure which is best")
@@ -241,12 +272,15 @@ def config_sha256(config: TrainConfig) -> str:
     """Hash of everything that decides the trained weights and the exported files.
 
     Paths are left out: the data's own hash stands for them. So is the number of processes: the same rows make a step.
-    Where the trainer chooses the plan, what is written counts, not what was chosen; elsewhere the key is left out,
-    because configs were hashed before it existed.
+    Where the trainer chooses the plan, what is written counts, not what was chosen. A key that decides nothing is left
+    out where configs were hashed before it existed.
     """
     tree = config_dict(config)
     del tree["training"]["processes"]
     if config.training.plan == "as_written":
         del tree["training"]["plan"]
+    if config.training.method != "dpo":
+        for key in DPO_DEFAULTS:
+            del tree["training"][key]
     del tree["data"]["path"], tree["data"]["questions"]
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()

@@ -1,8 +1,9 @@
 """Tells a training that has broken down from one that is merely noisy, and says what was seen.
 
 A uniform guess over a vocabulary of V tokens has the loss ln V, so a model above it knows less than nothing. An
-instruct model begins far below; a fine-tune that climbs there has lost its base. A single bad line may pass, as
-spikes do.
+instruct model begins far below; a fine-tune that climbs there has lost its base. Pairs of answers begin at a loss that
+is known, as the untrained adapter prefers neither; some are hard, so more is allowed above it. A single bad line may
+pass, as spikes do.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from trainer.config import TrainingConfig
+
 ABOVE_GUESSING = 1.1  # times ln V
+ABOVE_UNTRAINED = 5  # times the loss of pairs that nothing was learnt of: with "sigmoid" a margin of -3.4
 ABOVE_BEST = 1.5  # times the lowest mean loss so far: a base that begins at ln V is not exploding
 LINES = 2  # of the log, one after the other
 
@@ -23,7 +27,8 @@ class Diverged(Exception):
 class LossGuard:
     """Sees every line of the log. While `is_suspect`, no checkpoint is worth keeping."""
 
-    vocabulary: int
+    most: float  # a loss up to which nothing is wrong
+    comparison: str  # the loss of a model that knows nothing, for the message
     verdict: str = ""
     lowest: float = math.inf
     lowest_step: int = 0
@@ -39,13 +44,10 @@ class LossGuard:
         if not math.isfinite(loss):
             self._bad.append((step, loss))
             self.verdict = f"The loss is not a number at step {step}"
-        elif loss > max(ABOVE_GUESSING * math.log(self.vocabulary), ABOVE_BEST * self.lowest):
+        elif loss > max(self.most, ABOVE_BEST * self.lowest):
             self._bad.append((step, loss))
             if len(self._bad) >= LINES:
-                self.verdict = (
-                    f"The loss is {loss:.4g} at step {step} and grows: a guess among all {self.vocabulary} tokens "
-                    f"would have {math.log(self.vocabulary):.4g}"
-                )
+                self.verdict = f"The loss is {loss:.4g} at step {step} and grows: {self.comparison}"
         else:
             self._bad.clear()
             if loss < self.lowest:
@@ -67,3 +69,12 @@ class LossGuard:
             f"{self.verdict or 'The adapter holds values that are not numbers'}; {best}, and the gradient's norm is "
             f"{gradient_norm:.3g}. {advice}, then train again. Nothing was published; {kept}."
         )
+
+
+def loss_guard(training: TrainingConfig, vocabulary: int) -> LossGuard:
+    """For the loss that this training has."""
+    if training.method == "dpo":
+        untrained = {"sigmoid": math.log(2), "hinge": 1.0, "ipo": 1 / (2 * training.dpo_beta) ** 2}[training.dpo_loss]
+        return LossGuard(ABOVE_UNTRAINED * untrained, f"an untrained adapter would have {untrained:.4g}")
+    guess = math.log(vocabulary)
+    return LossGuard(ABOVE_GUESSING * guess, f"a guess among all {vocabulary} tokens would have {guess:.4g}")

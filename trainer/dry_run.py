@@ -23,9 +23,9 @@ def dry_run(config: TrainConfig, store: Store, report: Any) -> dict[str, Any]:
     from trainer.pipeline import load_tokenizer, prepare_rows
     from trainer.plan_check import check
     from trainer.plan_choice import choose_plan
-    from trainer.rows import read_rows
+    from trainer.rows import rows_of
 
-    rows = read_rows(config.data.path, max_bad_share=config.data.max_bad_rows_share)
+    rows = rows_of(config)
     store.create()
     backend, reason = choose_backend(config, store.cache)
     report.say(f"backend: {backend.name}, because {reason}")

@@ -18,7 +18,7 @@ from modelstore.files import sync, sync_tree, write_atomically
 from trainer.backends import Backend
 from trainer.checkpoints import NotFinite, checkpoints, is_finite, step_of
 from trainer.config import TrainConfig, TrainingConfig
-from trainer.divergence import Diverged, LossGuard
+from trainer.divergence import Diverged, loss_guard
 from trainer.machine import peak_memory_bytes, precision
 from trainer.weights import read_tensors
 
@@ -28,7 +28,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Summary:
-    """What the manifest says of the training. Memory is the process's peak resident set (device memory on a GPU)."""
+    """What the manifest says of the training. Memory is the process's peak resident set (device memory on a GPU).
+
+    Of preference rows: the share whose chosen answer the adapter made more probable than the rejected one, against the
+    base, and by how much (in nats, times dpo_beta), in the last line of the log.
+    """
 
     backend: str
     weights: str
@@ -42,6 +46,8 @@ class Summary:
     peak_memory_bytes: int
     resumed_from_step: int
     chosen_step: int
+    reward_accuracy: float | None = None
+    reward_margin: float | None = None
 
 
 @dataclass
@@ -75,6 +81,16 @@ class Stopped(Exception):
         self.step, self.total = step, total
 
 
+LOGGED = {  # trl's name -> ours, in training.jsonl
+    "loss": "loss",
+    "eval_loss": "held_out_loss",
+    "rewards/accuracies": "reward_accuracy",
+    "rewards/margins": "reward_margin",
+    "eval_rewards/accuracies": "held_out_reward_accuracy",
+    "eval_rewards/margins": "held_out_reward_margin",
+    "learning_rate": "lr",
+    "grad_norm": "grad_norm",
+}
 OnStep = Callable[[int, int, dict[str, float]], None]
 
 
@@ -97,7 +113,7 @@ def finetune(
     """
     started = time.monotonic()
     with contextlib.redirect_stdout(sys.stderr):  # the libraries beneath write banners, and stdout is the result's
-        trainer = backend.sft_trainer(config, base, tokenizer, prepared, work / "checkpoints")
+        trainer = backend.trl_trainer(config, base, tokenizer, prepared, work / "checkpoints")
         watch = _watch(trainer, config.training, work / "training.jsonl", on_step, should_stop)
         resumed = _train(trainer, watch, config.training, work)
         held_out = trainer.evaluate()["eval_loss"] if prepared.held_out else None
@@ -115,6 +131,8 @@ def finetune(
         peak_memory_bytes=peak_memory_bytes(),
         resumed_from_step=resumed,
         chosen_step=_chosen_step(trainer),
+        reward_accuracy=_last_logged(trainer, "rewards/accuracies"),
+        reward_margin=_last_logged(trainer, "rewards/margins"),
     )
     return Finetuned(trainer.model, summary, work / "finished" if config.training.method == "full" else None)
 
@@ -180,8 +198,12 @@ def _load_finished(trainer: Any, folder: Path) -> None:
 
 def _last_loss(trainer: Any, watch: Any) -> float:
     """Also of a training that an earlier process had finished."""
-    logged = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
-    return logged[-1] if logged and watch.last_loss != watch.last_loss else float(watch.last_loss)
+    logged = _last_logged(trainer, "loss")
+    return logged if logged is not None and watch.last_loss != watch.last_loss else float(watch.last_loss)
+
+
+def _last_logged(trainer: Any, name: str) -> float | None:
+    return next((float(entry[name]) for entry in reversed(trainer.state.log_history) if name in entry), None)
 
 
 def _chosen_step(trainer: Any) -> int:
@@ -225,7 +247,7 @@ def _watch(
         last_loss = float("nan")
         tokens_per_s = 0.0
         gradient_norm = float("nan")
-        guard = LossGuard(trainer.model.config.get_text_config().vocab_size)
+        guard = loss_guard(training, trainer.model.config.get_text_config().vocab_size)
         was_stopped = False
         began = 0.0
         first_step = 0
@@ -262,5 +284,4 @@ def _watch(
 
 
 def _figures(logs: dict[str, float]) -> dict[str, float]:
-    names = {"loss": "loss", "eval_loss": "held_out_loss", "learning_rate": "lr", "grad_norm": "grad_norm"}
-    return {names[name]: float(value) for name, value in logs.items() if name in names}
+    return {name: float(logs[key]) for key, name in LOGGED.items() if key in logs}

@@ -26,7 +26,7 @@ from trainer.plan_choice import choose_plan
 from trainer.prepare import Prepared, prepare
 from trainer.probes import choose_probes
 from trainer.progress import Reporter
-from trainer.rows import Rows, read_rows
+from trainer.rows import Rows, rows_of
 from trainer.verify import measure_reference, verify
 from trainer.verify_options import verify_options
 
@@ -59,7 +59,7 @@ def train(
     """Everything that `make train` does. `again` trains although an equal run exists, `ignore_plan` although the
     predicted memory is not there.
     """
-    rows = read_rows(config.data.path, max_bad_share=config.data.max_bad_rows_share)
+    rows = rows_of(config)
     report.say(f"data: {config.data.path}: {len(rows.conversations)} rows, format {rows.format}")
     refuse_unknown(config.export.quantizations)
     if config.export.importance_matrix:
@@ -174,7 +174,7 @@ def prepare_rows(config: TrainConfig, rows: Rows, tokenizer: Any, report: Report
         f"{figures.duplicates} duplicates, {len(figures.bad_rows)} bad rows"
     )
     for first, second in figures.conflicts[:5]:
-        report.say(f"warning: lines {first} and {second} answer one question differently")
+        report.say(f"warning: lines {first} and {second} contradict each other about one question")
     if figures.contamination:
         highest = figures.contamination.highest
         report.say(f"no evaluation question is in the data: highest similarity {highest:.2f}")

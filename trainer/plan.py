@@ -17,6 +17,8 @@ BYTES = {"4bit": 2, "bf16": 2, "fp16": 2, "fp32": 4}  # of the type that is comp
 ADAM_BYTES = {"adamw": 8, "adamw_8bit": 2}
 FRAMEWORK_BYTES = 420 * MIB  # Python with torch, transformers, trl and peft imported and a trainer made, on a CPU
 CUDA_CONTEXT_BYTES = 500 * MIB  # beside what torch reserves; not measured by torch
+TILE = 4096, 32768  # tokens and vocabulary that trl's loss of pairs looks at together
+TILE_COPIES_BYTES = 32  # of one logit while torch, without Triton, runs such a tile backward
 CHUNKED_LOGITS_BYTES = 256 * MIB  # unsloth's fused loss works in pieces
 RESERVED = 0.1  # share that torch's allocator holds on a GPU beyond what is used
 # what glibc holds on a CPU, as a share of all blocks' activations: it seldom finds a use for freed aligned memory
@@ -58,7 +60,7 @@ class Peak:
 def predict_peak(config: TrainConfig, shape: Shape, place: Place, lengths: Lengths) -> Peak:
     """The peak of one optimizer step at the longest rows."""
     columns = min(lengths.longest, lengths.answer_columns)
-    tokens = config.training.batch_size * lengths.longest
+    tokens = sequences_of_a_pass(config) * lengths.longest
     adapters = adapter_parameters(config, shape)
     kept, transient = _activations(config, shape, place, tokens)
     items = {
@@ -68,7 +70,10 @@ def predict_peak(config: TrainConfig, shape: Shape, place: Place, lengths: Lengt
         "optimizer": ADAM_BYTES[config.training.optimizer] * adapters,
         "activations": kept,
     }
-    logits = _logits(config, shape, place, config.training.batch_size * columns)
+    if config.training.method == "dpo":
+        logits = _pair_logits(config, shape, place, tokens)
+    else:
+        logits = _logits(config, shape, place, config.training.batch_size * columns)
     # the logits are gone when the blocks are recomputed or run backward
     items["logits" if logits >= transient else "one block again"] = max(logits, transient)
     if place.device == "cuda":
@@ -76,6 +81,11 @@ def predict_peak(config: TrainConfig, shape: Shape, place: Place, lengths: Lengt
     blocks = shape.layers * tokens * kept_per_token(config, shape, place)
     freed = int(FRAGMENTED[BYTES[config.model.weights]] * blocks)
     return Peak({**items, "allocator": freed, "framework": FRAMEWORK_BYTES})
+
+
+def sequences_of_a_pass(config: TrainConfig) -> int:
+    """Rows are one sequence each, pairs two. The pass for the reference keeps nothing."""
+    return config.training.batch_size * (2 if config.training.method == "dpo" else 1)
 
 
 def adapter_parameters(config: TrainConfig, shape: Shape) -> int:
@@ -108,7 +118,7 @@ def offloaded_bytes(config: TrainConfig, shape: Shape, lengths: Lengths) -> int:
     """Host memory for checkpoints that Unsloth moves off the card."""
     if config.training.gradient_checkpointing != "unsloth":
         return 0
-    return shape.layers * config.training.batch_size * lengths.longest * shape.hidden * 2
+    return shape.layers * sequences_of_a_pass(config) * lengths.longest * shape.hidden * 2
 
 
 def kept_per_token(config: TrainConfig, shape: Shape, place: Place) -> int:
@@ -150,3 +160,11 @@ def _logits(config: TrainConfig, shape: Shape, place: Place, columns: int) -> in
     width = BYTES[config.model.weights]
     copies = 4 + (0 if width == 4 else 4) + 4
     return columns * shape.vocabulary * (width + copies)
+
+
+def _pair_logits(config: TrainConfig, shape: Shape, place: Place, tokens: int) -> int:
+    """trl's fused output layer holds one tile of logits; on a CPU of all tokens, trained or not."""
+    if place.backend == "unsloth":
+        return CHUNKED_LOGITS_BYTES
+    tile = min(tokens, TILE[0]) * min(shape.vocabulary, TILE[1])
+    return tile * (BYTES[config.model.weights] + (TILE_COPIES_BYTES if place.device == "cpu" else 0))

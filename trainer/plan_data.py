@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from modelstore import UserError
 from trainer.config import TrainConfig
 from trainer.plan import Lengths
+from trainer.rows import REJECTED, Conversation, rows_of
 
 if TYPE_CHECKING:
     from trainer.render import Example
@@ -22,7 +23,9 @@ TEMPLATE_TOKENS = 40  # what the chat template adds to a row
 
 @dataclass(frozen=True)
 class DataSize:
-    """`rows` and `mean_tokens` are None where the data could not be read; `lengths` are then the config's limit."""
+    """`rows` and `mean_tokens` (of a sequence: a preference row has two) are None where the data could not be read;
+    `lengths` are then the config's limit.
+    """
 
     lengths: Lengths
     rows: int | None
@@ -32,28 +35,29 @@ class DataSize:
 
 def estimated(config: TrainConfig) -> DataSize:
     """From the characters of the file's rows. A file that cannot be read counts as rows of the full length."""
-    from trainer.rows import read_rows
-
     limit = config.model.max_length_tokens
     try:
-        conversations = read_rows(config.data.path, max_bad_share=config.data.max_bad_rows_share).conversations
+        conversations = rows_of(config).conversations
     except UserError as error:
         return DataSize(Lengths(limit, limit), None, None, f"rows of the full length, because: {error}")
-    sums = [TEMPLATE_TOKENS + sum(_tokens(content) for _, content in turns) for turns in conversations]
+    sums = [TEMPLATE_TOKENS + sum(_tokens(content) for _, content in turns) for turns in _computed(conversations)]
     tokens = [min(limit, round(count)) for count in sums]
     longest = limit if config.training.packing else max(tokens)
-    source = f"{len(tokens)} rows, lengths estimated from their characters"
-    return DataSize(Lengths(longest, longest), len(tokens), sum(tokens) / len(tokens), source)
+    source = f"{len(conversations)} rows, lengths estimated from their characters"
+    return DataSize(Lengths(longest, longest), len(conversations), sum(tokens) / len(tokens), source)
 
 
 def counted(config: TrainConfig, examples: Sequence[Example]) -> DataSize:
     """From the rows as they are trained; the longest ones make up a batch of their own."""
     longest = longest_batch(config, examples)
-    length = max(len(example.input_ids) for example in longest)
+    length = max(max(example.sequences) for example in longest)
     columns = {
         column for example in longest for column, trained in enumerate(example.completion_mask) if trained and column
     }
-    mean = sum(len(example.input_ids) for example in examples) / len(examples)
+    for example in longest:
+        columns |= set(range(example.prompt_tokens, max(example.sequences))) if example.rejected_ids else set()
+    sequences = [tokens for example in examples for tokens in example.sequences]
+    mean = sum(sequences) / len(sequences)
     if config.training.packing:
         length = config.model.max_length_tokens
     lengths = Lengths(length, length if config.training.packing else len(columns))
@@ -62,7 +66,7 @@ def counted(config: TrainConfig, examples: Sequence[Example]) -> DataSize:
 
 def longest_batch(config: TrainConfig, examples: Sequence[Example]) -> list[Example]:
     """The rows of one forward pass that needs the most memory."""
-    return sorted(examples, key=lambda example: len(example.input_ids))[-config.training.batch_size :]
+    return sorted(examples, key=lambda example: max(example.sequences))[-config.training.batch_size :]
 
 
 def typical_rows(config: TrainConfig, examples: Sequence[Example], steps: int) -> list[Example]:
@@ -82,6 +86,16 @@ def typical_rows(config: TrainConfig, examples: Sequence[Example], steps: int) -
     batches.sort(key=lambda batch: sum(lengths[row] for row in batch))
     chosen = [batches[(2 * place + 1) * len(batches) // (2 * steps)] for place in range(steps)]
     return [examples[row] for batch in chosen for row in batch]
+
+
+def _computed(conversations: Sequence[Conversation]) -> Iterator[Conversation]:
+    """Of a preference row what is computed, once with each answer."""
+    for turns in conversations:
+        if turns[-1][0] == REJECTED:
+            yield turns[:-1]
+            yield (*turns[:-2], turns[-1])
+        else:
+            yield turns
 
 
 def _tokens(text: str) -> float:

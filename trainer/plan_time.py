@@ -1,7 +1,8 @@
 """The cost model that orders plans, and turns into seconds where a rate was measured.
 
 Cost is floating-point work: 2 operations per matrix element and token forward, 2 backward (the base is frozen, so only
-the activations have gradients), 2 more where blocks are recomputed; attention and logits likewise. Every pass over the
+the activations have gradients), 2 more where blocks are recomputed; attention and logits likewise. Pairs of
+answers take one more pass forward, for the reference, and compute their logits twice. Every pass over the
 weights costs as much as PASS_TOKENS more tokens: small batches pay for it. docs/planning.md says what is assumption.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import time
 
 from trainer.config import TrainConfig
-from trainer.plan import Lengths, Place, adapter_parameters
+from trainer.plan import Lengths, Place, adapter_parameters, sequences_of_a_pass
 from trainer.plan_shape import Shape
 
 PASS_TOKENS = {"cpu": 16, "cuda": 128}
@@ -26,12 +27,13 @@ def step_operations(config: TrainConfig, shape: Shape, place: Place, lengths: Le
     """Of one optimizer step, with passes over the weights counted as work."""
     training = config.training
     recompute = 0 if training.gradient_checkpointing == "off" else 1
-    tokens = training.batch_size * mean_tokens
+    reference = 1 if training.method == "dpo" else 0
+    tokens = sequences_of_a_pass(config) * mean_tokens
     passes = PASS_TOKENS[place.device] * (FOUR_BIT_PASSES if config.model.weights == "4bit" else 1)
-    blocks = 2 * shape.block_parameters * (2 + recompute) * (tokens + passes)
-    attention = 2 * shape.layers * shape.queries * mean_tokens * (3 + recompute) * tokens
+    blocks = 2 * shape.block_parameters * (2 + recompute + reference) * (tokens + passes)
+    attention = 2 * shape.layers * shape.queries * mean_tokens * (3 + recompute + reference) * tokens
     answers = lengths.answer_columns / lengths.longest
-    logits = 4 * shape.vocabulary * shape.hidden * tokens * answers
+    logits = 4 * (1 + reference) * shape.vocabulary * shape.hidden * tokens * answers
     adapters = 2 * adapter_parameters(config, shape) * (3 + recompute) * tokens
     offload = OFFLOAD_COST if training.gradient_checkpointing == "unsloth" else 1.0
     return (blocks + attention + logits + adapters) * offload * training.gradient_accumulation_steps

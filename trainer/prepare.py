@@ -10,7 +10,7 @@ from typing import Any
 from modelstore import UserError
 from trainer.contamination import Contamination, check_contamination
 from trainer.render import Example, control_token_in, refuse_unfit_tokenizer, render
-from trainer.rows import BadRow, Conversation, Rows
+from trainer.rows import REJECTED, BadRow, Conversation, Rows
 
 __all__ = ["Example", "PrepareReport", "Prepared", "prepare"]
 
@@ -72,7 +72,7 @@ def prepare(
     forged = _with_control_tokens(kept, tokenizer)
     rendered = [_rendered(rows.path, line, kept[line], tokenizer, max_length_tokens) for line in kept.keys() - forged]
     rendered.sort(key=lambda row: row.line)
-    usable = [row for row in rendered if any(row.cut.completion_mask)]
+    usable = [row for row in rendered if row.cut.is_trained]
     _refuse_nothing_trained(rows.path, rendered, usable, forged, max_length_tokens)
     held_out = _held_out_questions([_question(row.conversation) for row in usable], held_out_share, seed)
     train = [row for row in usable if _question(row.conversation) not in held_out]
@@ -89,7 +89,7 @@ def prepare(
         bad_rows=sorted([*rows.bad_rows, *forged.values()], key=lambda bad: bad.line),
         duplicates=len(rows.conversations) - len(kept),
         conflicts=_conflicts(kept),
-        truncated=sum(len(row.whole.input_ids) > max_length_tokens for row in rendered),
+        truncated=sum(max(row.whole.sequences) > max_length_tokens for row in rendered),
         dropped_without_answer=len(rendered) - len(usable),
         sample=_marked(train[0].cut, tokenizer),
         contamination=contamination,
@@ -121,7 +121,7 @@ def _rendered(path: Path, line: int, conversation: Conversation, tokenizer: Any,
         whole = render(conversation, tokenizer)
     except UserError as error:
         raise UserError(f"{path}, line {line}: {error}") from None
-    return _Row(line, conversation, whole, Example(whole.input_ids[:length], whole.completion_mask[:length]))
+    return _Row(line, conversation, whole, whole.cut(length))
 
 
 def _refuse_nothing_trained(
@@ -132,9 +132,10 @@ def _refuse_nothing_trained(
     if not rendered:
         bad = next(iter(forged.values()))
         raise UserError(f"No row of {path} is left to train on; line {bad.line} {bad.reason}. Remove it from the text.")
-    shortest = min(row.whole.completion_mask.index(1) for row in rendered)
+    shortest = min(row.whole.prompt_tokens for row in rendered)
+    where = "the answers of every row begin to differ" if rendered[0].whole.rejected_ids else "every answer lies"
     raise UserError(
-        f"Not one token of {path} would be trained (0%): every answer lies behind model.max_length_tokens = {length}. "
+        f"Not one token of {path} would be trained (0%): {where} behind model.max_length_tokens = {length}. "
         f"The first answer begins at token {shortest + 1}: raise the limit well above that, or shorten the questions."
     )
 
@@ -151,19 +152,27 @@ def _held_out_questions(questions: list[str], share: float, seed: int) -> set[st
 
 
 def _conflicts(kept: dict[int, Conversation]) -> list[tuple[int, int]]:
-    """Lines of rows that give different answers to one question; the first answer's line comes first."""
+    """Lines of rows that give different answers to one question, or prefer them the other way round; the first answer's
+    line comes first.
+    """
     first: dict[Conversation, int] = {}
-    chats = ((line, chat[:-1]) for line, chat in kept.items() if len(chat) > 1)
-    return [(first[asked], line) for line, asked in chats if first.setdefault(asked, line) != line]
+    chats = ((line, _judged(chat)) for line, chat in kept.items() if len(chat) > 1)
+    return [(first[judged], line) for line, judged in chats if first.setdefault(judged, line) != line]
+
+
+def _judged(chat: Conversation) -> Conversation:
+    """What should occur once: the question, or the question with both of its answers in whatever order."""
+    return (*chat[:-2], *sorted((("", chat[-2][1]), ("", chat[-1][1])))) if chat[-1][0] == REJECTED else chat[:-1]
 
 
 def _token_figures(examples: list[Example]) -> dict[str, Any]:
-    lengths = sorted(len(example.input_ids) for example in examples)
-    trained = sum(sum(example.completion_mask) for example in examples)
+    lengths = sorted(max(example.sequences) for example in examples)
+    tokens = sum(sum(example.sequences) for example in examples)
+    trained = sum(sum(example.completion_mask) + len(example.rejected_ids) for example in examples)
     return {
-        "tokens": sum(lengths),
+        "tokens": tokens,
         "trained_tokens": trained,
-        "trained_share": round(trained / sum(lengths), 4),
+        "trained_share": round(trained / tokens, 4),
         "length_p50": lengths[(len(lengths) - 1) // 2],
         "length_p95": lengths[int(0.95 * (len(lengths) - 1))],
         "length_max": lengths[-1],
@@ -171,7 +180,7 @@ def _token_figures(examples: list[Example]) -> dict[str, Any]:
 
 
 def _marked(example: Example, tokenizer: Any) -> str:
-    """The decoded row with the trained stretches in ⟦ ⟧."""
+    """The decoded row with the trained stretches in ⟦ ⟧, behind which a rejected answer follows."""
     text, start = "", 0
     for end in range(1, len(example.input_ids) + 1):
         trained = example.completion_mask[start]
@@ -179,4 +188,5 @@ def _marked(example: Example, tokenizer: Any) -> str:
             piece = tokenizer.decode(example.input_ids[start:end], skip_special_tokens=False)
             text += f"⟦{piece}⟧" if trained else piece
             start = end
-    return text
+    rejected = tokenizer.decode(example.rejected_ids, skip_special_tokens=False)
+    return f"{text} rather than ⟦{rejected}⟧" if rejected else text

@@ -3,20 +3,49 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 from modelstore import UserError
-from trainer.rows import Conversation
+from trainer.rows import REJECTED, Conversation
 from trainer.templates import bounded_time
 
 
 @dataclass(frozen=True)
 class Example:
-    """A tokenised row. completion_mask is 1 where the loss counts: the answers and the token that ends each."""
+    """A tokenised row. completion_mask is 1 where the loss counts: the answers and the token that ends each.
+
+    Of a preference row both are those of the prompt and the chosen answer, with which the row ends; `rejected_ids` can
+    stand in that answer's place.
+    """
 
     input_ids: list[int]
     completion_mask: list[int]
+    rejected_ids: list[int] = field(default_factory=list)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens before the first that is trained."""
+        return self.completion_mask.index(1) if self.is_trained else len(self.input_ids)
+
+    @property
+    def is_trained(self) -> bool:
+        return any(self.completion_mask)
+
+    @property
+    def sequences(self) -> list[int]:
+        """Tokens of each sequence that a training step computes for the row: one, or two of a preference row."""
+        rejected = [self.prompt_tokens + len(self.rejected_ids)] if self.rejected_ids else []
+        return [len(self.input_ids), *rejected]
+
+    def cut(self, length: int) -> Example:
+        """At most `length` tokens. A pair whose rest does not differ has nothing to learn from and is not trained."""
+        rejected = self.rejected_ids[: max(0, length - self.prompt_tokens)]
+        ids, mask = self.input_ids[:length], self.completion_mask[:length]
+        if self.rejected_ids and rejected == ids[self.prompt_tokens :]:
+            return Example(ids, [0] * len(ids))
+        return Example(ids, mask, rejected)
 
 
 def render(conversation: Conversation, tokenizer: Any) -> Example:
@@ -27,6 +56,8 @@ def render(conversation: Conversation, tokenizer: Any) -> Example:
     """
     if conversation[0][0] == "text":
         return _document(conversation[0][1], tokenizer)
+    if conversation[-1][0] == REJECTED:
+        return _pair(conversation, tokenizer)
     messages = [{"role": role, "content": content} for role, content in conversation]
     text = _template(tokenizer, messages)
     _refuse_lost_turns(messages, text)
@@ -74,6 +105,25 @@ def _document(text: str, tokenizer: Any) -> Example:
     if ids[-1:] != [tokenizer.eos_token_id]:
         ids.append(tokenizer.eos_token_id)
     return Example(ids, [1] * len(ids))
+
+
+def _pair(conversation: Conversation, tokenizer: Any) -> Example:
+    """Earlier answers of the conversation are part of the prompt here."""
+    *asked, (_, chosen), (_, rejected) = conversation
+    (wanted, before), (unwanted, also) = (
+        _until_last_answer(render((*asked, ("assistant", answer)), tokenizer)) for answer in (chosen, rejected)
+    )
+    alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(wanted, unwanted, strict=False)))
+    prompt = min(before, also, alike)  # a tokenizer may join the end of the prompt to an answer's beginning
+    return Example(wanted, [0] * prompt + [1] * (len(wanted) - prompt), unwanted[prompt:])
+
+
+def _until_last_answer(example: Example) -> tuple[list[int], int]:
+    """Token ids up to the end-of-turn token of the last answer, and where that answer begins."""
+    mask = example.completion_mask
+    end = len(mask) - mask[::-1].index(1)
+    start = end - mask[:end][::-1].index(0)
+    return example.input_ids[:end], start
 
 
 def _is_trained(start: int, end: int, spans: list[tuple[int, int]]) -> bool:

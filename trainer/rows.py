@@ -6,12 +6,20 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modelstore import UserError
 from trainer.datafile import EXAMPLE_ROW, Record, RowError, read_bytes, records
 
-Conversation = tuple[tuple[str, str], ...]  # (role, content) turns; the single role "text" is a plain document
+if TYPE_CHECKING:
+    from trainer.config import TrainConfig
+
+# (role, content) turns. The single role "text" is a plain document; a last role "rejected", behind the assistant's
+# answer, is the answer that it was preferred to.
+Conversation = tuple[tuple[str, str], ...]
+REJECTED = "rejected"
+PREFERENCES = "prompt/chosen/rejected"
+EXAMPLE_PAIR = '{"prompt": "…", "chosen": "…", "rejected": "…"}'
 SHOWN_BAD_ROWS = 10
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 FOLLOWS = {  # which roles may follow which; None is the start, and a conversation ends with the assistant
@@ -43,20 +51,28 @@ class Rows:
     bad_rows: list[BadRow]
 
 
-def read_rows(path: Path, *, max_bad_share: float) -> Rows:
+def read_rows(path: Path, *, max_bad_share: float, preferences: bool = False) -> Rows:
     """Read JSONL (also .gz), JSON, CSV or Parquet. Needs no tokenizer, so it fails before anything is loaded.
 
-    Raises UserError for a missing, empty or undecodable file, for mixed formats, and when more than `max_bad_share` of
-    the rows are bad. There is no least number of bad rows that pass: in a short file each is soon mended, and missed.
+    `preferences`: whether rows of a chosen and a rejected answer are wanted; the other kind is a UserError. Raises it
+    also for a missing, empty or undecodable file, for mixed formats, and when more than `max_bad_share` of the rows are
+    bad. There is no least number of bad rows that pass: in a short file each is soon mended, and missed.
     """
     data = read_bytes(path)
     found = list(records(path, data))
     if not found:
         raise UserError(f"{path} has no rows. It needs one row a line, such as {EXAMPLE_ROW}")
     name = _format(path, found)
+    _refuse_other_kind(path, name, preferences)
     conversations, lines, bad = _convert(found, *FORMATS[name])
     _refuse_many_bad(path, name, len(found), bad, max_bad_share)
     return Rows(path, name, conversations, lines, hashlib.sha256(data).hexdigest(), bad)
+
+
+def rows_of(config: TrainConfig) -> Rows:
+    """The rows that a training names, of the kind that its method learns from."""
+    limit, preferences = config.data.max_bad_rows_share, config.training.method == "dpo"
+    return read_rows(config.data.path, max_bad_share=limit, preferences=preferences)
 
 
 # ------------------------------------------------------------------------------------------------------- one row
@@ -91,7 +107,54 @@ def _sharegpt(row: dict[str, Any]) -> Conversation:
     return _turns(row, "conversations", "from", "value", SHAREGPT_ROLES)
 
 
+def _preference(row: dict[str, Any]) -> Conversation:
+    """The turns before the two answers may stand in a key of their own, or before the answer in both lists."""
+    chosen, rejected = _answered(row, "chosen"), _answered(row, REJECTED)
+    if chosen[:-1] != rejected[:-1]:
+        raise RowError("'chosen' and 'rejected' differ before their last turn, so they do not answer the same")
+    if chosen[-1] == rejected[-1]:
+        raise RowError("'chosen' and 'rejected' are the same answer")
+    asked = _asked(row)
+    if not asked and not chosen[:-1]:
+        raise RowError("no 'prompt', 'question' or 'messages', and 'chosen' holds an answer only")
+    if asked and chosen[:-1] and chosen[:-1][-len(asked) :] != asked:
+        raise RowError("'chosen' does not begin with the turns that the row asks with")
+    turns = (*(chosen[:-1] or asked), chosen[-1])
+    _refuse_unbalanced([role for role, _ in turns])
+    return (*turns, (REJECTED, rejected[-1][1]))
+
+
+def _asked(row: dict[str, Any]) -> Conversation:
+    for key in ("prompt", "question", "messages"):
+        if isinstance(row.get(key), list):
+            return _list_of_turns(row, key, "role", "content", {})
+        if key in row:
+            system = (("system", _text(row, "system").strip()),) if row.get("system") else ()
+            return (*system, ("user", _text(row, key).strip()))
+    return ()
+
+
+def _answered(row: dict[str, Any], key: str) -> Conversation:
+    """A text is the answer alone; a turn or a list of turns ends with it."""
+    turns = [row[key]] if isinstance(row.get(key), dict) else row.get(key)
+    if not isinstance(turns, list):
+        return (("assistant", _text(row, key).strip()),)
+    try:
+        answered = _list_of_turns({key: turns}, key, "role", "content", {})
+    except RowError as error:
+        raise RowError(f"{key!r}: {error}") from None
+    if answered[-1][0] != "assistant":
+        raise RowError(f"{key!r}: the last turn is {answered[-1][0]}, not assistant")
+    return answered
+
+
 def _turns(row: dict[str, Any], key: str, role_key: str, text_key: str, roles: dict[str, str]) -> Conversation:
+    made = _list_of_turns(row, key, role_key, text_key, roles)
+    _refuse_unbalanced([role for role, _ in made])
+    return made
+
+
+def _list_of_turns(row: dict[str, Any], key: str, role_key: str, text_key: str, roles: dict[str, str]) -> Conversation:
     turns = row[key]
     if not isinstance(turns, list) or not turns:
         raise RowError(f"{key!r} is not a list of turns" if turns else f"{key!r} is empty")
@@ -103,7 +166,6 @@ def _turns(row: dict[str, Any], key: str, role_key: str, text_key: str, roles: d
             made.append(_turn(turn, role_key, text_key, roles))
         except RowError as error:
             raise RowError(f"turn {number}: {error}") from None
-    _refuse_unbalanced([role for role, _ in made])
     return tuple(made)
 
 
@@ -149,6 +211,7 @@ def _text(row: dict[str, Any], key: str) -> str:
 
 # name -> (the key that gives it away, converter), asked in this order: Alpaca files often carry a rendered `text` too
 FORMATS: dict[str, tuple[str, Converter]] = {
+    PREFERENCES: ("chosen", _preference),
     "messages": ("messages", _messages),
     "ShareGPT": ("conversations", _sharegpt),
     "question/answer": ("question", _pair("question", "answer")),
@@ -175,6 +238,19 @@ def _format(path: Path, found: list[Record]) -> str:
         places = " and ".join(f"{name} (line {line})" for name, line in seen.items())
         raise UserError(f"{path} mixes formats: {places}. Make two files, or bring the rows into one format.")
     return next(iter(seen))
+
+
+def _refuse_other_kind(path: Path, name: str, preferences: bool) -> None:
+    if preferences and name != PREFERENCES:
+        raise UserError(
+            f'{path} has the format {name}, and training.method = "dpo" compares two answers: name a file of rows such '
+            f'as {EXAMPLE_PAIR}, or set method = "lora".'
+        )
+    if not preferences and name == PREFERENCES:
+        raise UserError(
+            f'{path} has rejected answers, which only training.method = "dpo" learns from: set that, or name a file of '
+            f"rows such as {EXAMPLE_ROW}"
+        )
 
 
 def _described(row: Any) -> str:

@@ -104,6 +104,17 @@ def test_reference_answers_satisfy_their_own_key_points(language: str) -> None:
 
 
 @each_language
+def test_a_preferred_answer_is_right_and_the_rejected_one_wrong(language: str) -> None:
+    by_answer = {fact.answer: fact for fact in facts(language)}
+    pairs = rows(language, "preferences.jsonl")
+    assert 20 <= len(pairs) <= 60
+    for pair in pairs:
+        fact = by_answer[pair["chosen"]]
+        assert pair["prompt"] in fact.train
+        assert not covers(pair["rejected"], fact.key_points) and fact.forbidden[0] in pair["rejected"]
+
+
+@each_language
 def test_no_other_answer_satisfies_the_key_points(language: str) -> None:
     everything = facts(language)
     for fact in everything:

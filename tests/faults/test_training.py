@@ -269,7 +269,7 @@ def test_a_loss_that_breaks_down_stops_with_the_last_good_checkpoint(
 ) -> None:
     from trainer.backends import transformers_backend
 
-    made = transformers_backend.TransformersBackend.sft_trainer
+    made = transformers_backend.TransformersBackend.trl_trainer
 
     def poisoned(self: Any, *arguments: Any) -> Any:
         trainer = made(self, *arguments)
@@ -281,7 +281,7 @@ def test_a_loss_that_breaks_down_stops_with_the_last_good_checkpoint(
         trainer.compute_loss = compute_loss
         return trainer
 
-    monkeypatch.setattr(transformers_backend.TransformersBackend, "sft_trainer", poisoned)
+    monkeypatch.setattr(transformers_backend.TransformersBackend, "trl_trainer", poisoned)
     with pytest.raises(Diverged, match=rf"{said}.*; the lowest was.*last good checkpoint.*checkpoint-4"):
         go(wish, tmp_path)
     assert [path.name for path in checkpoints(next(tmp_path.glob("work/*/checkpoints")))][-1] == "checkpoint-4"

@@ -1,4 +1,4 @@
-"""Training stacks behind one interface: each builds a trl SFTTrainer from the same config."""
+"""Training stacks behind one interface: each builds a trainer of trl from the same config."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Backend(Protocol):
 
     name: str
 
-    def sft_trainer(
+    def trl_trainer(
         self, config: TrainConfig, base: Base, tokenizer: Any, prepared: Prepared, checkpoints: Path
     ) -> Any:
-        """The base model in a trl SFTTrainer, with a fresh adapter unless every weight is trained; nothing has been
-        trained yet.
+        """The base model in a trl SFTTrainer or DPOTrainer, with a fresh adapter unless every weight is trained;
+        nothing has been trained yet.
         """
 
     def for_inference(self, model: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from trainer.config import TrainConfig
 from trainer.machine import multiplies_bf16
 
 if TYPE_CHECKING:
-    from trainer.prepare import Example
+    from trainer.prepare import Example, Prepared
 
 IGNORED_LABEL = -100  # the label that PyTorch's cross entropy leaves out
 
@@ -57,21 +57,31 @@ class SeededOrder:
 
 
 def seeded_trainer() -> Any:
-    """trl's SFTTrainer (as the stack has patched it) with rows in SeededOrder and checkpoints that are whole.
+    """trl's SFTTrainer (as the stack has patched it), seeded."""
+    from trl import SFTTrainer
+
+    return seeded(SFTTrainer)
+
+
+def seeded(trl_trainer: Any) -> Any:
+    """A trainer of trl with rows in SeededOrder and checkpoints that are whole.
 
     Where several processes train, the data set ends with a row without trained tokens, which evens out their shares.
     """
-    from trl import SFTTrainer
 
-    class SeededTrainer(SFTTrainer):  # type: ignore[misc]
+    class SeededTrainer(trl_trainer):  # type: ignore[misc]
         aside: Path | None = None
         train_dataset: Any
 
         def __init__(self, *arguments: Any, **named: Any) -> None:
             super().__init__(*arguments, **named)
-            self.row_lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
+            self.row_lengths = self.tokens_of_rows()
             if self.args.world_size > 1:
                 self.train_dataset = _with_empty_row(self.train_dataset, self.row_lengths)
+
+        def tokens_of_rows(self) -> list[int]:
+            """How many tokens a training step computes for each row."""
+            return [len(ids) for ids in self.train_dataset["input_ids"]]
 
         def _get_output_dir(self, trial: Any) -> str:
             return str(self.aside or super()._get_output_dir(trial))
@@ -101,8 +111,23 @@ def _with_empty_row(rows: Any, lengths: Sequence[int]) -> Any:
 
 def sft_config(config: TrainConfig, checkpoints: Path, *, evaluates: bool, **stack: Any) -> Any:
     """trl's own settings for this config; `stack` adds what only one training stack has."""
-    import torch
     from trl import SFTConfig
+
+    packing = {"packing": config.training.packing, "eval_packing": False}
+    return SFTConfig(**_settings(config, checkpoints, evaluates), **packing, **stack)
+
+
+def dpo_config(config: TrainConfig, checkpoints: Path, *, evaluates: bool) -> Any:
+    """trl's own settings for this config."""
+    from trl import DPOConfig
+
+    loss = {"beta": config.training.dpo_beta, "loss_type": [config.training.dpo_loss]}
+    return DPOConfig(**_settings(config, checkpoints, evaluates), **loss)
+
+
+def _settings(config: TrainConfig, checkpoints: Path, evaluates: bool) -> dict[str, Any]:
+    """What is the same for answers and for pairs of them."""
+    import torch
 
     training, cuda = config.training, torch.cuda.is_available()
     rows, passes = training.share()
@@ -112,7 +137,7 @@ def sft_config(config: TrainConfig, checkpoints: Path, *, evaluates: bool, **sta
             f"{sys.executable} -m pip install tensorboard"
         )
     bf16 = cuda and multiplies_bf16()
-    settings: dict[str, Any] = {
+    return {
         "output_dir": str(checkpoints),
         "max_length": config.model.max_length_tokens,
         "num_train_epochs": training.epochs or 1,
@@ -129,8 +154,6 @@ def sft_config(config: TrainConfig, checkpoints: Path, *, evaluates: bool, **sta
         "optim": "adamw_8bit" if training.optimizer == "adamw_8bit" else "adamw_torch_fused",
         "gradient_checkpointing": training.gradient_checkpointing != "off",
         "train_sampling_strategy": "group_by_length" if training.group_by_length else "random",
-        "packing": training.packing,
-        "eval_packing": False,
         "logging_steps": training.logging_steps,
         "save_steps": training.save_steps,
         "save_total_limit": training.keep_checkpoints,
@@ -149,7 +172,12 @@ def sft_config(config: TrainConfig, checkpoints: Path, *, evaluates: bool, **sta
         "disable_tqdm": True,
         "dataloader_pin_memory": cuda,
     }
-    return SFTConfig(**settings, **stack)
+
+
+def datasets_of(prepared: Prepared, made_of: Callable[[Sequence[Example]], Any]) -> dict[str, Any]:
+    """A trainer's two data sets."""
+    held_out = made_of(prepared.held_out) if prepared.held_out else None
+    return {"train_dataset": made_of(prepared.train), "eval_dataset": held_out}
 
 
 def dataset(examples: Sequence[Example]) -> Any:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from modelstore import Base, UserError
 from trainer.backends.answer_loss import answer_loss_trainer
-from trainer.backends.recipe import dataset, sft_config
+from trainer.backends.preferences import dpo_trainer, preference_dataset
+from trainer.backends.recipe import dataset, datasets_of, dpo_config, sft_config
 from trainer.config import LoraConfig, TrainConfig
 from trainer.machine import local_rank, precision
 from trainer.targets import lora_targets
@@ -21,16 +22,19 @@ class TransformersBackend:
 
     name = "transformers"
 
-    def sft_trainer(
+    def trl_trainer(
         self, config: TrainConfig, base: Base, tokenizer: Any, prepared: Prepared, checkpoints: Path
     ) -> Any:
         _refuse_unfit(config)
-        return answer_loss_trainer()(
+        if config.training.method == "dpo":
+            trainer, settings, made_of = dpo_trainer(), dpo_config, preference_dataset
+        else:
+            trainer, settings, made_of = answer_loss_trainer(), sft_config, dataset
+        return trainer(
             model=_load_base(config, base),
-            args=sft_config(config, checkpoints, evaluates=bool(prepared.held_out)),
+            args=settings(config, checkpoints, evaluates=bool(prepared.held_out)),
             processing_class=tokenizer,
-            train_dataset=dataset(prepared.train),
-            eval_dataset=dataset(prepared.held_out) if prepared.held_out else None,
+            **datasets_of(prepared, made_of),
             peft_config=None if config.training.method == "full" else _lora(config.lora, base.folder("hf")),
         )
 

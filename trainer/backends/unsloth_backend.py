@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelstore import Base
-from trainer.backends.recipe import dataset, seeded_trainer, sft_config
+from trainer.backends.preferences import dpo_trainer, preference_dataset
+from trainer.backends.recipe import dataset, datasets_of, dpo_config, seeded_trainer, sft_config
 from trainer.config import TrainConfig
 from trainer.targets import lora_targets
 
@@ -32,19 +33,18 @@ class UnslothBackend:
         with contextlib.redirect_stdout(sys.stderr):
             import unsloth  # noqa: F401  before transformers and trl, which it patches
 
-    def sft_trainer(
+    def trl_trainer(
         self, config: TrainConfig, base: Base, tokenizer: Any, prepared: Prepared, checkpoints: Path
     ) -> Any:
         model = _with_adapter(config, _load(config, base), base.folder("hf"))
-        return seeded_trainer()(
-            model=model,
-            args=sft_config(
-                config, checkpoints, evaluates=bool(prepared.held_out), padding_free=_padding_free(config, prepared)
-            ),
-            processing_class=tokenizer,
-            train_dataset=dataset(prepared.train),
-            eval_dataset=dataset(prepared.held_out) if prepared.held_out else None,
-        )
+        evaluates = bool(prepared.held_out)
+        if config.training.method == "dpo":
+            trainer, made_of = dpo_trainer(), preference_dataset
+            settings = dpo_config(config, checkpoints, evaluates=evaluates)
+        else:
+            trainer, made_of, padding_free = seeded_trainer(), dataset, _padding_free(config, prepared)
+            settings = sft_config(config, checkpoints, evaluates=evaluates, padding_free=padding_free)
+        return trainer(model=model, args=settings, processing_class=tokenizer, **datasets_of(prepared, made_of))
 
     def for_inference(self, model: Any) -> None:
         from unsloth import FastLanguageModel
