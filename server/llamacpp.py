@@ -20,6 +20,8 @@ SPARE_THREADS = 16  # for proofs and metrics, without which a busy engine would 
 # libgomp's own value for crowded processors. Its default spins for a millisecond at every barrier, so that two engines
 # on the same processors take turns at doing nothing: docs/serving.md has the measurement.
 OPENMP_SPINS = "1000"
+# Left alone, it copies every idle slot's state to main memory whenever a request begins, and on a GPU stops for that.
+IDLE_SLOTS = "LLAMA_ARG_CACHE_IDLE_SLOTS"  # a variable, because older builds refuse an option that they do not know
 START_S, READ_BYTES_PER_S = 60.0, 50e6  # a slow network disk; the limit is for engines that hang
 PROBES = Probes(
     steps=re.compile(r"^llamacpp:n_decode_total (\d+)", re.MULTILINE),
@@ -89,7 +91,8 @@ def llamacpp_argv(program: list[str], gguf: Path, alias: str, port: int, options
 
 def llamacpp_environment(api_key: str, environ: Mapping[str, str]) -> dict[str, str]:
     """What the engine's environment adds to `environ`: the key, which every user could read in an argument list."""
-    return {"LLAMA_API_KEY": api_key, "GOMP_SPINCOUNT": environ.get("GOMP_SPINCOUNT", OPENMP_SPINS)}
+    defaults = {"GOMP_SPINCOUNT": OPENMP_SPINS, IDLE_SLOTS: "0"}
+    return {"LLAMA_API_KEY": api_key, **{name: environ.get(name, value) for name, value in defaults.items()}}
 
 
 def llamacpp_program() -> list[str]:

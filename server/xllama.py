@@ -27,6 +27,7 @@ def main() -> None:
     parameters.n_threads_http = wish.threads_http
     parameters.verbosity = wish.log_verbosity
     parameters.cache_ram_mib = wish.cache_ram
+    parameters.cache_idle_slots = os.environ.get("LLAMA_ARG_CACHE_IDLE_SLOTS") != "0"
     parameters.endpoint_metrics = wish.metrics
     parameters.ui = not wish.no_ui
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
