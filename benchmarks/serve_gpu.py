@@ -15,7 +15,6 @@ of CUDA_VISIBLE_DEVICES.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import multiprocessing
 import os
@@ -32,11 +31,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.serving import run_gateway
 from benchmarks.serving_load import Load, Target, fitted_words, run
 from modelstore import Store
 from server.choose import Asked, choose
-from server.keys import KeyRing
-from server.plan import ServePlan, listen, plan_serving
+from server.plan import plan_serving
 
 START_TIMEOUT_S = 480
 PROMPT_TOKENS, OUTPUT_TOKENS = 512, 128
@@ -65,12 +64,6 @@ def asked(case: str, slots: int | None) -> Asked:
     return Asked(engine, weights=kind, quantization=quantization or None, slots=slots, context_tokens=CONTEXT)
 
 
-def _gateway(plan: ServePlan, port: int) -> None:
-    from server.serve import serve
-
-    asyncio.run(serve(plan, listen("127.0.0.1", port), KeyRing(None), 2))
-
-
 @contextmanager
 def served(case: str, store: Store, ref: str, slots: int | None) -> Iterator[Running]:
     """The run behind `case`, in a process of its own."""
@@ -79,7 +72,7 @@ def served(case: str, store: Store, ref: str, slots: int | None) -> Iterator[Run
     wish, _ = choose(asked(case, slots), store, ref, follows=False)
     plan, port = plan_serving(store, ref, wish), free_port()
     began = time.monotonic()
-    process = multiprocessing.get_context("spawn").Process(target=_gateway, args=(plan, port))
+    process = multiprocessing.get_context("spawn").Process(target=run_gateway, args=(plan, port))
     process.start()
     try:
         while time.monotonic() - began < START_TIMEOUT_S and process.is_alive():

@@ -30,13 +30,12 @@ import aiohttp
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.serving import a_store, cpu_s, described, family
+from benchmarks.serving import a_store, cpu_s, described, family, run_gateway
 from modelstore import Store
 from modelstore.machine import cpu_threads
 from server.engine import EngineOptions
-from server.keys import KeyRing
 from server.llamacpp import LlamaCpp
-from server.plan import ServePlan, Wish, listen, plan_serving
+from server.plan import Wish, plan_serving
 from tests.server.conftest import free_port
 
 START_TIMEOUT_S = 120
@@ -140,13 +139,6 @@ def interval(ratios: list[float]) -> dict[str, float]:
         "low": round(medians[50], 4),
         "high": round(medians[1949], 4),
     }
-
-
-def run_gateway(plan: ServePlan, port: int) -> None:
-    """In a process of its own, as `server serve` does it."""
-    from server.serve import serve
-
-    asyncio.run(serve(plan, listen("127.0.0.1", port), KeyRing(None), 5))
 
 
 def wait_until_ready(url: str) -> float:

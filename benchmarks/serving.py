@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 import subprocess
@@ -21,6 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from modelstore import Store
 from modelstore.machine import cpu_threads
+from server.keys import KeyRing
+from server.plan import ServePlan, listen
 from tests.server.conftest import ROOT, build_store, free_port
 
 
@@ -56,6 +59,13 @@ def server(store: Path, *options: str, timeout_s: float = 600) -> Iterator[Runni
             yield Running(process.pid, url, time.monotonic() - began)
         finally:
             process.terminate()
+
+
+def run_gateway(plan: ServePlan, port: int) -> None:
+    """For a process of its own: what `server serve` does, with a plan that tells the caller the engines' keys."""
+    from server.serve import serve
+
+    asyncio.run(serve(plan, listen("127.0.0.1", port), KeyRing(None), 5))
 
 
 def wait_for(url: str, process: subprocess.Popen[Any], timeout_s: float, headers: dict[str, str] | None = None) -> None:

@@ -24,10 +24,11 @@ import random
 import statistics
 import subprocess
 import sys
-import time
 import traceback
 from pathlib import Path
 from typing import Any
+
+from benchmarks.step_clock import PROFILED_STEPS, Clock
 
 RECIPE: dict[str, dict[str, Any]] = {
     "model": {"weights": "4bit"},
@@ -76,60 +77,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
 }
 WARMUP_STEPS = 5  # compilation, allocator
-PROFILED_STEPS = 2
-KERNELS = 25  # named in a profile; the others are summed up
-
-
-class Clock:
-    """When each step ended, and the highest memory until then. With --profile the steps after those of --steps are
-    recorded and not timed.
-    """
-
-    def __init__(self, wish: argparse.Namespace) -> None:
-        self.times, self.peaks_gib, self.profile = [time.perf_counter()], list[float](), None
-        self._timed, self._is_profiled = wish.steps, wish.profile
-        self._profiler: Any = None
-
-    def tick(self) -> None:
-        """A step ended."""
-        done = len(self.times)
-        if done <= self._timed:
-            self.times.append(time.perf_counter())
-            self.peaks_gib.append(_peak_gib())
-        if self._is_profiled and done == self._timed:
-            from torch.profiler import ProfilerActivity, profile
-
-            self._profiler, self._began = profile(activities=[ProfilerActivity.CUDA]), time.perf_counter()
-            self._profiler.start()
-            self._left = PROFILED_STEPS
-        elif self._profiler:
-            self._left -= 1
-            if not self._left:
-                self._profiler.stop()
-                self.profile = _kernels(self._profiler, time.perf_counter() - self._began)
-                self._profiler = None
-
-
-def _peak_gib() -> float:
-    import torch
-
-    return round(torch.cuda.max_memory_reserved() / 2**30, 3) if torch.cuda.is_available() else 0.0
-
-
-def _kernels(profiler: Any, wall_s: float) -> dict[str, Any]:
-    """The GPU's kernels by the time that they took, in ms of one step."""
-    found = [
-        (entry.key, entry.self_device_time_total / 1e3 / PROFILED_STEPS, entry.count // PROFILED_STEPS)
-        for entry in profiler.key_averages()
-    ]
-    found = sorted((entry for entry in found if entry[1] > 0), key=lambda entry: -entry[1])
-    return {
-        "steps": PROFILED_STEPS,
-        "wall_ms_of_a_step": round(1e3 * wall_s / PROFILED_STEPS, 1),
-        "kernels_ms_of_a_step": round(sum(ms for _, ms, _ in found), 1),
-        "other_kernels_ms": round(sum(ms for _, ms, _ in found[KERNELS:]), 1),
-        "kernels": [{"name": name[:120], "ms": round(ms, 2), "calls": calls} for name, ms, calls in found[:KERNELS]],
-    }
 
 
 def make_rows(tokenizer: Any, count: int, length: int, kind: str, seed: int = 3407) -> list[list[int]]:
@@ -179,7 +126,7 @@ def run_kit(wish: argparse.Namespace, work: Path) -> dict[str, Any]:
     examples = [Example(ids, [1] * len(ids)) for ids in rows]
     base = resolve_base(wish.model, store)
     prepared = Prepared(train=examples, held_out=[], prompts=[], report=None)  # type: ignore[arg-type]
-    clock = Clock(wish)
+    clock = Clock(wish.steps, wish.profile)
     summary = finetuner(config)(
         config,
         backend,
@@ -203,7 +150,7 @@ def run_plain(wish: argparse.Namespace, work: Path) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback, set_seed
     from trl import SFTConfig, SFTTrainer
 
-    clock = Clock(wish)
+    clock = Clock(wish.steps, wish.profile)
     four_bits = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

@@ -65,8 +65,11 @@ def choose(asked: Asked, store: Store, ref: str, follows: bool) -> tuple[Wish, l
         options = replace(options, native_bf16=False)
         said.append("arithmetic: fp32, because this processor has none for bf16")
     free = gpu_memory if on_gpu else free_memory_bytes()
-    wanted = PAGED_SLOTS if on_gpu and engine.name == "vllm" else GPU_SLOTS if on_gpu else CPU_SLOTS
-    slots, why = choose_slots(asked.slots, wanted, options.context_tokens, kv_bytes(run, store), free / processes)
+    # vLLM on a GPU has pages for all streams together: a slot of it reserves nothing
+    is_paged = on_gpu and engine.name == "vllm"
+    wanted = PAGED_SLOTS if is_paged else GPU_SLOTS if on_gpu else CPU_SLOTS
+    reserved = 0 if is_paged else kv_bytes(run, store)
+    slots, why = choose_slots(asked.slots, wanted, options.context_tokens, reserved, free / processes)
     said.append(f"slots: {slots} in each process, because {why}")
     cache_gib = max(1, -(-slots * options.context_tokens * kv_bytes(run, store) // (1 << 30)))
     options = replace(options, slots=slots, kv_cache_gib=cache_gib)
@@ -117,12 +120,10 @@ def choose_layers(asked: int | None) -> tuple[int, str]:
 
 
 def choose_slots(asked: int | None, wanted: int, context: int, kv: int, free_bytes: float) -> tuple[int, str]:
-    """As many streams as the processors or the GPU can use, fewer where their caches would not fit. vLLM on a GPU has
-    pages for all together, so that a slot of it reserves nothing.
-    """
+    """As many streams as the processors or the GPU can use, fewer where their caches would not fit."""
     if asked is not None:
         return asked, "it was asked for"
-    fitting = int(MEMORY_FOR_CACHE * free_bytes / (context * kv)) if kv and wanted != PAGED_SLOTS else wanted
+    fitting = int(MEMORY_FOR_CACHE * free_bytes / (context * kv)) if kv else wanted
     if fitting < wanted:
         return max(1, fitting), f"the caches of {wanted} would not fit into the memory"
     return wanted, _WHY_SLOTS[wanted]

@@ -169,8 +169,8 @@ class Gateway:
             except ApiError as refusal:
                 if refusal.code != TOO_LONG or not any(wish.get(name) for name in TOKEN_LIMIT_FIELDS):
                     raise
-            # vLLM before 0.27 also refuses a limit above what the prompt leaves of the context, which llama.cpp and
-            # later ones take for the most there can be: that is what no limit means to it
+            # vLLM 0.26 also refuses a limit above what the prompt leaves of the context, which llama.cpp and vLLM 0.32
+            # take for the most there can be: that is what no limit means to it
             unlimited = {name: value for name, value in wish.items() if name not in TOKEN_LIMIT_FIELDS}
             return await self._asked_twice(request, engine, unlimited | {"max_tokens": None})
 

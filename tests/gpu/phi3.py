@@ -133,7 +133,8 @@ def train(config: Path, store: Path, log: Path) -> list[tuple[float, str]]:
 def _stages(said: list[tuple[float, str]]) -> dict[str, float]:
     """Seconds since the start at which each stage began."""
     names = ("data:", "backend:", "base:", "prepared:", "training:", "step 1/", "export:", "verify:", "publish:")
-    found = {line.partition(" (")[0][:60]: round(at, 1) for at, line in said if line.startswith(names)}
+    shown = [(at, re.sub(r"(?<!\S)/\S+", "FOLDER", line)) for at, line in said if line.startswith(names)]
+    found = {line.partition(" (")[0][:60]: round(at, 1) for at, line in shown}
     return {**found, "end": round(said[-1][0], 1)}
 
 

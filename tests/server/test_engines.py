@@ -207,7 +207,7 @@ def test_slots_fit_the_memory(store: Store) -> None:
     assert a_token == 2 * 2 * 30 * 3 * 64
     assert choose_slots(None, CPU_SLOTS, 2048, a_token, 8 << 30)[0] == 8
     assert choose_slots(None, GPU_SLOTS, 2048, a_token, 80 << 30)[0] == 64
-    assert choose_slots(None, PAGED_SLOTS, 2048, a_token, 1 << 30)[0] == 256
+    assert choose_slots(None, PAGED_SLOTS, 2048, 0, 1 << 30)[0] == 256
     few, why = choose_slots(None, GPU_SLOTS, 2048, a_token, 1 << 30)
     assert few == (1 << 29) // (2048 * a_token)
     assert "would not fit" in why
