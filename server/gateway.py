@@ -108,8 +108,6 @@ class Gateway:
     def _admit(self, request: web.Request) -> None:
         if request.path in OPEN:
             return
-        if self.draining:
-            raise ApiError(503, "The server is shutting down.")
         if self._keys.is_empty:
             return
         request["key"] = self._keys.find(request.headers.get("Authorization", "").removeprefix("Bearer "))

@@ -22,7 +22,7 @@ _REFUSALS = {
     429: "The key's limits are used up.",
     500: "The server failed.",
     502: "The engine failed.",
-    503: "Starting, overloaded or shutting down. Ask again.",
+    503: "Starting or overloaded. Ask again.",
 }
 
 

@@ -38,7 +38,9 @@ defaults
     timeout client 10m
     timeout server 10m
     timeout http-request 30s
-    # a request that no server has begun to answer goes to another one
+    # a request that no server has begun to answer goes to another one. For that it is read as a whole first: one whose
+    # body comes after its headers would not be repeated after a 503, and neither is one longer than a buffer (16 kB)
+    option http-buffer-request
     retries 3
     option redispatch 1
     retry-on conn-failure empty-response 503

@@ -104,6 +104,31 @@ def accepts(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+def test_what_got_in_before_the_end_is_answered(store: Store) -> None:
+    with serving(store, "--threads", "2") as served:
+        statuses: list[int] = []
+
+        def keep_asking() -> None:
+            client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="unused", max_retries=0)
+            try:
+                while True:
+                    client.completions.create(model="tuned", prompt="Once", max_tokens=1)
+                    statuses.append(200)
+            except openai.APIStatusError as error:
+                statuses.append(error.status_code)
+            except openai.APIConnectionError:  # not accepted any more
+                pass
+
+        threads = [threading.Thread(target=keep_asking) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        until(lambda: len(statuses) > 8)
+        served.process.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join()
+        assert set(statuses) == {200}
+
+
 def test_draining_has_an_end(store: Store) -> None:
     with serving(store, "--threads", "1", "--drain-s", "0.5") as served:
         stream = long_stream(served, 2000)
