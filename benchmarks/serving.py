@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -98,16 +99,16 @@ def cpu_s(pid: int) -> float:
     return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
 
 
-def described(what: str, store: Path) -> dict[str, Any]:
+def described(what: str, store: Path, ref: str = "current") -> dict[str, Any]:
     """Head of a result document."""
-    run = Store(store).run("current")
+    run = Store(store).run(ref)
     return {
         "what": what,
         "command": " ".join([f"benchmarks/{Path(sys.argv[0]).name}", *_arguments()]),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": {"processors": cpu_threads(), "system": platform.system(), "python": platform.python_version()},
         "load_before": round(os.getloadavg()[0], 2),
-        "packages": {name: version(name) for name in ("xllamacpp", "aiohttp")},
+        "packages": {name: version(name) for name in ("xllamacpp", "aiohttp") if find_spec(name)},
         "model": run.manifest.base.get("id"),
     }
 

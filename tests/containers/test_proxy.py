@@ -110,7 +110,7 @@ def _answered(kit: Project, number: int) -> int:
 
 @pytest.mark.parametrize("how", ["stop", "kill", "kill the engine"])
 def test_a_server_that_goes_away_costs_no_new_request(balanced: Project, certificate: Path, how: str) -> None:
-    """`kill` breaks what that server was answering; nothing else may fail: not while it drains, nor without its engine."""
+    """`kill` breaks what that server was answering; while it drains, or without its engine, nothing may fail."""
     statuses: list[int] = []
     done = threading.Event()
 

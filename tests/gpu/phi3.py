@@ -52,7 +52,7 @@ def phi3(wish: argparse.Namespace) -> dict[str, Any]:
         questions=None,
         max_steps=str(wish.phi3_steps),
         logging_steps="1",
-        quantizations='["Q4_K_M", "Q8_0", "BF16"]',  # BF16 for benchmarks/serve_gpu.py
+        quantizations='["Q4_K_M", "Q8_0", "BF16"]',  # BF16 for benchmarks/serve_engines.py
     )
     said = train(config, store, wish.work / "phi3.log")
     manifest = _manifest(store, wish.work / "phi3.log")

@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
-"""One run on one GPU behind every engine and every kind of weights: 512 tokens in, 128 out, at several numbers of
+"""One run on one machine behind every engine and every kind of weights: 512 tokens in, 128 out, at several numbers of
 streams, asked directly and through the gateway.
 
-usage: python benchmarks/serve_gpu.py --store FOLDER [--run current] --out RESULT.json [--cases NAME,…]
+usage: python benchmarks/serve_engines.py --store FOLDER [--run current] --out RESULT.json [--cases NAME,…]
        [--streams 1,8,64,256] [--rounds 1]
 
 A case is an engine and its weights: llamacpp-BF16, llamacpp-Q8_0, …, vllm-merged, vllm-adapter, vllm-gguf-Q8_0. Base
 and tuned are served side by side, as `server serve` does it, with contexts that just hold a request; tuned is asked.
 Figures are of a window in which every stream is at work. vLLM is started twice: the second start finds what the first
 one compiled. A case that fails is reported with its reason. The server's memory is what nvidia-smi shows for the card
-of CUDA_VISIBLE_DEVICES.
+of CUDA_VISIBLE_DEVICES; without a GPU it is the PSS of all its processes.
+`serve --for` chooses by these figures: tools/measured.py takes them over.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import time
@@ -25,24 +27,29 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.serving import run_gateway
+from benchmarks.serving import described, family, memory_mb, run_gateway
 from benchmarks.serving_load import Load, Target, fitted_words, run
 from modelstore import Store
-from server.choose import Asked, choose
-from server.plan import plan_serving
+from server.choose import Asked, choose, gpu_memory_bytes
+from server.llamacpp import llamacpp_program
+from server.plan import Wish, plan_serving
+from server.vllm import vllm_python
 
 START_TIMEOUT_S = 480
 PROMPT_TOKENS, OUTPUT_TOKENS = 512, 128
 CONTEXT = 768  # a request and what the chat template and uneven words add
 # streams -> seconds before the window, and of the window; many streams on few slots wait long for their first token
-WINDOWS = {1: (1.5, 6), 8: (2, 8), 64: (6, 12), 256: (12, 16)}
-CASES = "llamacpp-BF16,llamacpp-Q8_0,llamacpp-Q4_K_M,vllm-merged,vllm-adapter,vllm-gguf-Q8_0"
+Windows = dict[int, tuple[float, float]]
+ON_GPU: Windows = {1: (1.5, 6), 8: (2, 8), 64: (6, 12), 256: (12, 16)}
+ON_CPU: Windows = {1: (8, 40), 8: (40, 80)}
+GPU_CASES = "llamacpp-BF16,llamacpp-Q8_0,llamacpp-Q4_K_M,vllm-merged,vllm-adapter,vllm-gguf-Q8_0"
+VLLM_VERSION = "from importlib.metadata import *; print(version(packages_distributions()['vllm'][0]))"
+CPU_CASES = "llamacpp-Q8_0,llamacpp-Q4_K_M,vllm-merged,vllm-adapter"
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,8 @@ class Running:
     gateway: Target
     start_s: float
     processes: int
+    pid: int
+    wish: Wish
 
 
 def asked(case: str, slots: int | None) -> Asked:
@@ -86,7 +95,8 @@ def served(case: str, store: Store, ref: str, slots: int | None) -> Iterator[Run
         engine = plan.engines[0]
         direct = Target(engine.url, {"Authorization": f"Bearer {engine.api_key}"}, engine.models[0].names[0])
         gateway = Target(f"http://127.0.0.1:{port}", {})
-        yield Running(direct, gateway, time.monotonic() - began, len(plan.engines))
+        assert process.pid
+        yield Running(direct, gateway, time.monotonic() - began, len(plan.engines), process.pid, wish)
     finally:
         process.terminate()
         process.join(40)
@@ -94,29 +104,42 @@ def served(case: str, store: Store, ref: str, slots: int | None) -> Iterator[Run
 
 
 def gpu_memory_mib() -> int:
-    """In use on the card that this program may use."""
+    """In use on the card that this program may use; 0 without one."""
+    return int(_card("memory.used") or 0)
+
+
+def gpu_name() -> str:
+    """As its driver says it; empty without one."""
+    return _card("name")
+
+
+def _card(what: str) -> str:
     card = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    argv = ["nvidia-smi", "-i", card, "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    argv = ["nvidia-smi", "-i", card, f"--query-gpu={what}", "--format=csv,noheader,nounits"]
     try:
-        return int(subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()[0])
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return 0
+        return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 def measure(case: str, wish: argparse.Namespace) -> dict[str, Any]:
     """All loads of one case, the order of direct and gateway in turn."""
     store, row = Store(wish.store), {"case": case, "loads": []}
-    idle = gpu_memory_mib()
+    idle, windows = gpu_memory_mib(), ON_GPU if gpu_memory_bytes() else ON_CPU
     if case.startswith("vllm") and wish.twice:
         with served(case, store, wish.run, wish.slots) as running:
             row["first_start_s"] = round(running.start_s, 1)
     with served(case, store, wish.run, wish.slots) as running:
         row |= {"start_s": round(running.start_s, 1), "processes": running.processes}
-        row["gpu_memory_mib"] = gpu_memory_mib() - idle
+        row["slots"] = running.wish.options.slots
         words = fitted_words(running.gateway, PROMPT_TOKENS)
+        if gpu_memory_bytes():
+            row["memory_mib"] = gpu_memory_mib() - idle
+        else:
+            row["memory_mib"] = round(sum(map(memory_mb, family(running.pid))))
         for number in range(wish.rounds):
-            for streams in wish.streams:
-                load = Load(streams, words, OUTPUT_TOKENS, *(seconds * wish.seconds for seconds in WINDOWS[streams]))
+            for streams in wish.streams or windows:
+                load = Load(streams, words, OUTPUT_TOKENS, *(seconds * wish.seconds for seconds in windows[streams]))
                 paths = {"direct": running.direct, "gateway": running.gateway}
                 for path in sorted(paths, reverse=bool(number % 2)):
                     try:
@@ -128,36 +151,35 @@ def measure(case: str, wish: argparse.Namespace) -> dict[str, Any]:
     return row
 
 
+def versions() -> dict[str, str]:
+    """Of the engines that are asked."""
+    argv = {"llama.cpp": [*llamacpp_program(), "--version"]}
+    if python := vllm_python():
+        argv["vllm"] = [python, "-c", VLLM_VERSION]
+    found = {}
+    for name, words in argv.items():
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        if stated := re.search(r"^.*\d.*$", done.stdout + done.stderr, re.MULTILINE):
+            found[name] = stated[0].strip() if done.returncode == 0 else "unknown"
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--run", default="current")
-    parser.add_argument("--cases", default=CASES)
-    parser.add_argument("--streams", default=",".join(map(str, WINDOWS)))
+    parser.add_argument("--cases", default=GPU_CASES if gpu_memory_bytes() else CPU_CASES)
+    parser.add_argument("--streams", type=lambda text: [int(one) for one in text.split(",")])
     parser.add_argument("--slots", type=int, help="default: what the server chooses")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=1.0, help="factor for the lengths of all windows")
     parser.add_argument("--once", dest="twice", action="store_false", help="start vLLM once only")
     parser.add_argument("--out", type=Path, required=True)
     wish = parser.parse_args()
-    wish.streams = [int(one) for one in wish.streams.split(",")]
-    about = subprocess.run(
-        [sys.executable, "-c", "import json; from trainer.machine import hardware; print(json.dumps(hardware()))"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).resolve().parent.parent,
-    )
-    document = {
-        "command": f"benchmarks/serve_gpu.py --cases {wish.cases} --rounds {wish.rounds}",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": json.loads(about.stdout) if about.returncode == 0 else {},
-        "prompt_tokens": PROMPT_TOKENS,
-        "output_tokens": OUTPUT_TOKENS,
-        "context_tokens": CONTEXT,
-        "model": Store(wish.store).run(wish.run).manifest.base.get("id"),
-        "cases": [],
-    }
+    document = described("base and tuned behind each engine and kind of weights", wish.store, wish.run)
+    document["packages"] |= versions()
+    document |= {"gpu": gpu_name(), "prompt_tokens": PROMPT_TOKENS, "output_tokens": OUTPUT_TOKENS}
+    document |= {"context_tokens": CONTEXT, "cases": []}
     for case in wish.cases.split(","):
         try:
             document["cases"].append(measure(case, wish))
