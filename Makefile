@@ -19,7 +19,7 @@ run     := $(PYTHON) tools/runtime.py
 store   := $(PYTHON) -m modelstore --store $(STORE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train serve eval bench rate report chat logs ps down runs promote rollback prune deploy bundle load sbom audit plan doctor check test test-gpu clean
+.PHONY: help setup demo train serve eval bench rate report chat logs ps down runs promote rollback prune deploy bundle load sbom audit plan doctor check test test-gpu bench-gpu clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -108,6 +108,10 @@ test: check ## everything: checks, unit tests, real engines, the real demo
 test-gpu: ## the GPU suite: PHI3_TOKENIZER=FOLDER with Phi-3's tokenizer files; results go to benchmarks/results/
 	@$(PYTHON) tools/envs.py --dev
 	@.venv/trainer/bin/python -m tests.gpu.run $(if $(PHI3_TOKENIZER),--phi3-tokenizer $(PHI3_TOKENIZER)) $(ARGS)
+
+bench-gpu: ## the whole GPU table on all cards: PHI3_TOKENIZER=FOLDER; ARGS="--list" says what that is
+	@$(PYTHON) tools/envs.py --dev
+	@.venv/trainer/bin/python benchmarks/gpu_table.py --phi3-tokenizer $(or $(PHI3_TOKENIZER),.) $(ARGS)
 
 clean: ## remove the environments and caches (never the store)
 	rm -rf .venv .mypy_cache .ruff_cache .hypothesis .coverage*

@@ -35,8 +35,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.serving import described, family, memory_mb, run_gateway
 from benchmarks.serving_load import Load, Target, fitted_words, run
 from modelstore import Store
-from server.choose import Asked, choose, gpu_memory_bytes
+from server.choose import Asked, choose
 from server.llamacpp import llamacpp_program
+from server.memory import gpu_memory_bytes
 from server.plan import Wish, plan_serving
 from server.vllm import vllm_python
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 
-from modelstore import Base, Run, Store, UserError
+from modelstore import Run, Store, UserError
 from modelstore.machine import cpu_threads, processor_multiplies_bf16
 from server.engine import EngineKind, EngineOptions
 from server.llamacpp import LlamaCpp, llamacpp_gpu, llamacpp_program
+from server.memory import free_memory_bytes, gpu_memory_bytes, kv_bytes
 from server.plan import Wish
+from server.purpose import Figures, Purpose, best, measured
 from server.vllm import Vllm, vllm_python
 
 ENGINES: dict[str, EngineKind] = {"llamacpp": LlamaCpp(), "vllm": Vllm()}
@@ -37,13 +36,18 @@ class Asked:
     threads: int | None = None
     gpu_layers: int | None = None
     allowed_signers: Path | None = None
+    purpose: Purpose | None = None
+    because: str = "it was asked for"
 
 
 def choose(asked: Asked, store: Store, ref: str, follows: bool) -> tuple[Wish, list[str]]:
     """The whole wish, and a line for each thing that was chosen here."""
-    run = store.run(ref)
+    run, said = store.run(ref), []
+    if asked.purpose:
+        asked, why = choose_for(asked.purpose, asked, run, 2 + follows)
+        said.append(why)
     engine, reason = choose_engine(asked, run)
-    said = [f"engine: {engine.name}, because {reason}"]
+    said.append(f"engine: {engine.name}, because {reason}")
     threads, cache = asked.threads or cpu_threads(), store.cache if os.access(store.path, os.W_OK) else None
     options = EngineOptions(context_tokens=asked.context_tokens, threads=threads, cache=cache)
     gpu_memory = gpu_memory_bytes()
@@ -69,17 +73,49 @@ def choose(asked: Asked, store: Store, ref: str, follows: bool) -> tuple[Wish, l
     is_paged = on_gpu and engine.name == "vllm"
     wanted = PAGED_SLOTS if is_paged else GPU_SLOTS if on_gpu else CPU_SLOTS
     reserved = 0 if is_paged else kv_bytes(run, store)
-    slots, why = choose_slots(asked.slots, wanted, options.context_tokens, reserved, free / processes)
+    slots, why = choose_slots(asked, wanted, reserved, free / processes)
     said.append(f"slots: {slots} in each process, because {why}")
     cache_gib = max(1, -(-slots * options.context_tokens * kv_bytes(run, store) // (1 << 30)))
     options = replace(options, slots=slots, kv_cache_gib=cache_gib)
     return Wish(engine, options, weights, asked.quantization, asked.allowed_signers), said
 
 
+def choose_for(purpose: Purpose, asked: Asked, run: Run, processes: int) -> tuple[Asked, str]:
+    """What is open in `asked`, by what was measured of the engines and weights that this machine and run have."""
+    found = measured("gpu" if gpu_memory_bytes() else "cpu")
+    able = [each for each in found.figures if _able(each, asked, run, processes)] if found else []
+    fastest = best(purpose, able)
+    want = f"for {purpose.goal} with {purpose.streams} stream{'s' * (purpose.streams > 1)}"
+    if found is None or fastest is None:
+        return asked, f"{want}: nothing was measured that this machine, this run and the other options allow"
+    chosen = replace(asked, engine=fastest.engine, weights=fastest.weights, because="of its measured speed")
+    at = f"{fastest.streams} stream{'s' * (fastest.streams > 1)}"
+    seen = f"{fastest.tokens_per_s:,.0f} tokens/s and {fastest.answer_s:.2g} s for 128 tokens at {at}"
+    said = f"{want}: {fastest}, because of {seen} ({found.model} on {found.machine}: docs/benchmarks.md)"
+    return replace(chosen, quantization=fastest.quantization), said
+
+
+def _able(each: Figures, asked: Asked, run: Run, processes: int) -> bool:
+    """Whether nothing stands against it: other options, what is installed, the run's files, the GPU's memory."""
+    if asked.engine not in ("auto", each.engine) or asked.weights not in (None, each.weights):
+        return False
+    if asked.quantization not in (None, each.quantization):
+        return False
+    on_gpu = gpu_memory_bytes()
+    if each.engine == "vllm":
+        # its reader of GGUF files is experimental: only for those who ask for it
+        is_there = vllm_python() is not None and asked.gpu_layers is None and each.weights in ("merged", "adapter")
+    else:
+        is_there = not on_gpu or choose_layers(asked.gpu_layers)[0] > 0
+    files = [a for a in run.manifest.artifacts if a.kind == each.weights and a.quantization == each.quantization]
+    needed = ROOM * processes * sum(artifact.bytes for artifact in files)
+    return is_there and bool(files) and (not on_gpu or needed <= GPU_MEMORY * on_gpu)
+
+
 def choose_engine(asked: Asked, run: Run) -> tuple[EngineKind, str]:
     """What was asked for, or what the options imply, else vLLM where nothing stands against it."""
     if asked.engine != "auto":
-        return ENGINES[asked.engine], "it was asked for"
+        return ENGINES[asked.engine], asked.because
     if asked.weights in ("merged", "adapter"):
         return ENGINES["vllm"], f"llama.cpp does not serve {asked.weights} weights"
     if asked.quantization or asked.weights == "gguf" or asked.gpu_layers is not None:
@@ -119,14 +155,17 @@ def choose_layers(asked: int | None) -> tuple[int, str]:
     return (ALL_LAYERS, f"{Path(program[0]).name} was built for {gpu}") if gpu else (0, "")
 
 
-def choose_slots(asked: int | None, wanted: int, context: int, kv: int, free_bytes: float) -> tuple[int, str]:
-    """As many streams as the processors or the GPU can use, fewer where their caches would not fit."""
-    if asked is not None:
-        return asked, "it was asked for"
-    fitting = int(MEMORY_FOR_CACHE * free_bytes / (context * kv)) if kv else wanted
+def choose_slots(asked: Asked, most: int, kv: int, free_bytes: float) -> tuple[int, str]:
+    """As many streams as the machine can use, or as there will be; fewer where their caches would not fit."""
+    if asked.slots is not None:
+        return asked.slots, "it was asked for"
+    wanted, why = most, _WHY_SLOTS[most]
+    if asked.purpose and asked.purpose.streams < most:
+        wanted, why = asked.purpose.streams, "so many streams are to be served"
+    fitting = int(MEMORY_FOR_CACHE * free_bytes / (asked.context_tokens * kv)) if kv else wanted
     if fitting < wanted:
         return max(1, fitting), f"the caches of {wanted} would not fit into the memory"
-    return wanted, _WHY_SLOTS[wanted]
+    return wanted, why
 
 
 _WHY_SLOTS = {
@@ -134,46 +173,3 @@ _WHY_SLOTS = {
     GPU_SLOTS: "a GPU is busy with so many",
     PAGED_SLOTS: "vLLM is still faster with so many and reserves nothing for them",
 }
-
-
-def kv_bytes(run: Run, store: Store) -> int:
-    """Bytes of the key-value cache for one token, 16 bits a number, from the model's config; 0 where there is none."""
-    base = store.base(str(run.manifest.base.get("id")))
-    for folder in _folders(run, base):
-        try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            heads = int(config["num_attention_heads"])
-            width = int(config.get("head_dim") or int(config["hidden_size"]) // heads)
-            return 2 * 2 * int(config["num_hidden_layers"]) * int(config.get("num_key_value_heads") or heads) * width
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return 0
-
-
-def _folders(run: Run, base: Base) -> list[Path]:
-    return [run.path / "merged", base.path / "hf"]
-
-
-@cache
-def gpu_memory_bytes() -> int:
-    """Of the first NVIDIA GPU; 0 without one."""
-    argv = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    try:
-        said = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=True).stdout
-        return int(said.split()[0]) << 20
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return 0
-
-
-def free_memory_bytes() -> int:
-    """What this container can still take: the machine's available memory, cut by the cgroup's limit."""
-    available = 0
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                available = int(line.split()[1]) << 10
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        return min(available, max(0, int(limit) - used)) if limit != "max" else available
-    except (OSError, ValueError):
-        return available or 8 << 30

@@ -27,6 +27,17 @@ def main() -> None:
 )
 @click.option("--quantization", help="Which GGUF file; default: the run's own choice.")
 @click.option("--slots", type=click.IntRange(1, 256), help="Streams at once, each model. Default: by the machine.")
+@click.option(
+    "--for",
+    "goal",
+    type=click.Choice(["latency", "throughput"]),
+    help="Engine, weights and slots that were measured to be best for it, as far as the other options leave them open.",
+)
+@click.option(
+    "--streams",
+    type=click.IntRange(1, 256),
+    help="How many there will be at once, for --for. Default: 1 for latency, 64 for throughput.",
+)
 @click.option("--context", type=click.IntRange(128), default=2048, show_default=True, help="Tokens per slot.")
 @click.option("--threads", type=click.IntRange(1), help="Default: the processors this container may use.")
 @click.option(
@@ -53,6 +64,8 @@ def serve(
     weights: str | None,
     quantization: str | None,
     slots: int | None,
+    goal: str | None,
+    streams: int | None,
     context: int,
     threads: int | None,
     gpu_layers: int | None,
@@ -64,15 +77,19 @@ def serve(
     """Serve RUN: a channel, which is followed, or a run id or the beginning of one."""
     import asyncio
 
-    from modelstore import CHANNELS, Store
+    from modelstore import CHANNELS, Store, UserError
     from server.choose import Asked, choose
     from server.keys import KeyRing
     from server.plan import listen, plan_serving
+    from server.purpose import STREAMS, Purpose
 
+    if streams and not goal:
+        raise UserError("--streams is for --for latency or --for throughput; --slots takes a number as it is.")
+    purpose = Purpose(goal, streams or STREAMS[goal]) if goal else None
     keys = KeyRing(api_key_file)
     listener = None if dry_run else listen(host, port)
     models = Store(store)
-    asked = Asked(engine, weights, quantization, slots, context, threads, gpu_layers, allowed_signers)
+    asked = Asked(engine, weights, quantization, slots, context, threads, gpu_layers, allowed_signers, purpose)
     wish, reasons = choose(asked, models, run, follows=run in CHANNELS)
     click.echo("\n".join(reasons), err=True)
     plan = plan_serving(models, run, wish)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import io
 import json
+import statistics
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,12 +103,29 @@ def evaluation(axes: Axes) -> None:
     axes.set_ylabel(f"seconds for {result['questions']} questions, base and tuned")
 
 
+def served(kind: str, axes: Axes) -> None:
+    """Every engine and kind of weights, by streams."""
+    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"serving-{kind}*.json"))]
+    for case in [case for result in results for case in result["cases"]]:
+        rows = [load for load in case.get("loads", []) if load["path"] == "gateway" and "error" not in load]
+        streams = list(dict.fromkeys(row["streams"] for row in rows))
+        speeds = [
+            statistics.median(row["output_tokens_per_s"] for row in rows if row["streams"] == one) for one in streams
+        ]
+        axes.plot([str(one) for one in streams], speeds, marker="o", label=case["case"])
+    axes.set_ylim(0)
+    axes.set_xlabel("streams")
+    axes.set_ylabel("output tokens/s")
+    axes.legend(fontsize=7)
+
+
 DRAWN: dict[str, Callable[[Axes], None]] = {
     "gpu-training": training,
     "gpu-chat-rows": chat_rows,
     "gpu-losses": losses,
     "peak-memory": peaks,
     "eval-concurrency": evaluation,
+    "serving-cpu": partial(served, "cpu"),
 }
 
 

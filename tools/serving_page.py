@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
+
+KINDS = ("gpu", "cpu")
 
 
 def serving(results: Path) -> list[str]:
@@ -17,7 +20,13 @@ def serving(results: Path) -> list[str]:
         "serve-memory.json": _memory,
     }
     found = [(results / name, section) for name, section in sections.items()]
-    return [section(json.loads(path.read_text())) for path, section in found if path.exists()]
+    served = [
+        [json.loads(path.read_text()) for path in sorted(results.glob(f"serving-{kind}*.json"))] for kind in KINDS
+    ]
+    return [
+        *(_engines(several) for several in served if several),
+        *(section(json.loads(path.read_text())) for path, section in found if path.exists()),
+    ]
 
 
 def _source(result: dict[str, Any]) -> str:
@@ -30,6 +39,67 @@ def _source(result: dict[str, Any]) -> str:
 
 def _missed(goal: str, reached: bool) -> str:
     return goal if reached else f"{goal} (missed)"
+
+
+def _engines(results: list[dict[str, Any]]) -> str:
+    """One table from all results of one kind of machine."""
+    first, cases = results[0], [case for result in results for case in result["cases"]]
+    where, memory = ("GPU", "on the card") if first["gpu"] else ("CPU", "PSS")
+    starts = " Its first start compiles, the second finds that." if first["gpu"] else ""
+    card = f"{first['gpu']}. " if first["gpu"] else ""
+    return f"""## Every engine and kind of weights on a {where}
+
+{chr(10).join(map(_source, results))}
+
+{card}Prompts of {first["prompt_tokens"]} tokens that nobody sent before, answers of
+{first["output_tokens"]}; each stream sends its next request when its answer ends. Base and tuned are served side by
+side, tuned is asked, through the gateway; the ratio is that of its tokens/s to the bare engine's in a window of its
+own. vLLM is started twice.{starts} `serve --for` chooses by this table.
+
+| engine and weights | streams | output tokens/s | through/direct | TTFT, median | 99% | between tokens, median | 99% |
+|---|---|---|---|---|---|---|---|
+{chr(10).join(line for case in cases for line in _case(case))}
+
+| engine and weights | processes | slots of each | memory ({memory}), MiB | start to ready |
+|---|---|---|---|---|
+{chr(10).join(map(_start, cases))}
+
+![Tokens a second by streams](plots/serving-{where.lower()}.svg)
+"""
+
+
+def _case(case: dict[str, Any]) -> list[str]:
+    """A line for each number of streams; medians over rounds."""
+    if "error" in case:
+        return [f"| {case['case']} | - | {_cell(case['error'])} | | | | | |"]
+    lines = []
+    for streams in dict.fromkeys(load["streams"] for load in case["loads"]):
+        loads = [load for load in case["loads"] if load["streams"] == streams]
+        if errors := [load["error"] for load in loads if "error" in load]:
+            lines.append(f"| {case['case']} | {streams} | {_cell(errors[0][:160])} | | | | | |")
+            continue
+        rates = [_median(loads, path, "output_tokens_per_s") for path in ("gateway", "direct")]
+        ratio = f"{rates[0] / rates[1]:.3f}" if rates[1] else "-"
+        names = ("ttft_ms_p50", "ttft_ms_p99", "itl_ms_p50", "itl_ms_p99")
+        times = [f"{_median(loads, 'gateway', name):,.1f} ms" for name in names]
+        lines.append(f"| {' | '.join([case['case'], str(streams), f'{rates[0]:,.1f}', ratio, *times])} |")
+    return lines
+
+
+def _median(loads: list[dict[str, Any]], path: str, name: str) -> float:
+    return statistics.median(load[name] or 0.0 for load in loads if load["path"] == path)
+
+
+def _start(case: dict[str, Any]) -> str:
+    if "start_s" not in case:
+        return f"| {case['case']} | - | - | - | - |"
+    first = f"{case['first_start_s']} s, then " if "first_start_s" in case else ""
+    sizes = f"{case['processes']} | {case['slots']} | {case['memory_mib']:,}"
+    return f"| {case['case']} | {sizes} | {first}{case['start_s']} s |"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _overhead(result: dict[str, Any]) -> str:

@@ -31,7 +31,7 @@ GOALS = {"speedup": 2.4, "memory_share": 0.45, "loss_difference": 0.01, "steps_s
 
 def plain(wish: argparse.Namespace) -> dict[str, Any]:
     """The stack that a user would write by hand, on the same rows."""
-    folder, rows = _model(wish), _rows(wish)
+    folder, rows = model_folder(wish), rows_file(wish)
     out = wish.work / "plain.json"
     argv = [sys.executable, "-m", "benchmarks.train_gpu", "--model", str(folder), "--out", str(out)]
     argv += ["--variants", "plain", "--steps", str(PLAIN_STEPS), "--schedule-steps", str(wish.phi3_steps)]
@@ -43,7 +43,7 @@ def plain(wish: argparse.Namespace) -> dict[str, Any]:
 
 def phi3(wish: argparse.Namespace) -> dict[str, Any]:
     """The kit's whole pipeline."""
-    base, rows, store = _model(wish), _rows(wish), wish.work / "phi3-store"
+    base, rows, store = model_folder(wish), rows_file(wish), wish.work / "phi3-store"
     config = preset(
         "phi3-mini",
         wish.work / "phi3.toml",
@@ -151,7 +151,8 @@ def _step_seconds(log: list[dict[str, Any]], step_tokens: float) -> list[float]:
     return [after - before for before, after in zip([0.0, *elapsed[:-1]], elapsed, strict=True)]
 
 
-def _model(wish: argparse.Namespace) -> Path:
+def model_folder(wish: argparse.Namespace) -> Path:
+    """Written when it is first asked for."""
     folder: Path = wish.work / "phi3"
     if not (folder / "config.json").exists():
         argv = [sys.executable, "-m", "benchmarks.phi3_random", str(folder), "--tokenizer", str(wish.phi3_tokenizer)]
@@ -159,7 +160,7 @@ def _model(wish: argparse.Namespace) -> Path:
     return folder
 
 
-def _rows(wish: argparse.Namespace) -> Path:
+def rows_file(wish: argparse.Namespace) -> Path:
     """Questions whose answers fill the length: 8 rows a step, every one cut at 2048 tokens."""
     path: Path = wish.work / "rows.jsonl"
     if not path.exists():

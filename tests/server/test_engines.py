@@ -20,11 +20,12 @@ from server.choose import (
     choose_layers,
     choose_slots,
     choose_weights,
-    kv_bytes,
 )
 from server.engine import EngineOptions
 from server.llamacpp import LlamaCpp, llamacpp_argv, llamacpp_gpu
+from server.memory import kv_bytes
 from server.plan import Wish, plan_serving
+from server.purpose import Figures, Measured, Purpose, best, measured
 from server.vllm import Vllm, vllm_argv, vllm_environment, vllm_program
 
 RUN_ID, BASE_ID = "20260101-0000-a", "base-1"
@@ -205,14 +206,17 @@ def test_the_engine_is_chosen_by_machine_and_artifacts(
 def test_slots_fit_the_memory(store: Store) -> None:
     a_token = kv_bytes(store.run("current"), store)
     assert a_token == 2 * 2 * 30 * 3 * 64
-    assert choose_slots(None, CPU_SLOTS, 2048, a_token, 8 << 30)[0] == 8
-    assert choose_slots(None, GPU_SLOTS, 2048, a_token, 80 << 30)[0] == 64
-    assert choose_slots(None, PAGED_SLOTS, 2048, 0, 1 << 30)[0] == 256
-    few, why = choose_slots(None, GPU_SLOTS, 2048, a_token, 1 << 30)
+    assert choose_slots(Asked(), CPU_SLOTS, a_token, 8 << 30)[0] == 8
+    assert choose_slots(Asked(), GPU_SLOTS, a_token, 80 << 30)[0] == 64
+    assert choose_slots(Asked(), PAGED_SLOTS, 0, 1 << 30)[0] == 256
+    few, why = choose_slots(Asked(), GPU_SLOTS, a_token, 1 << 30)
     assert few == (1 << 29) // (2048 * a_token)
     assert "would not fit" in why
-    assert choose_slots(5, GPU_SLOTS, 2048, a_token, 1) == (5, "it was asked for")
-    assert choose_slots(None, CPU_SLOTS, 2048, 0, 0)[0] == 8  # a run without a config
+    assert choose_slots(Asked(slots=5), GPU_SLOTS, a_token, 1) == (5, "it was asked for")
+    assert choose_slots(Asked(), CPU_SLOTS, 0, 0)[0] == 8  # a run without a config
+    alone = Asked(purpose=Purpose("latency", 1))
+    assert choose_slots(alone, GPU_SLOTS, a_token, 80 << 30) == (1, "so many streams are to be served")
+    assert choose_slots(Asked(purpose=Purpose("throughput", 64)), CPU_SLOTS, a_token, 8 << 30)[0] == 8
 
 
 def test_vllm_shares_the_gpu_with_the_engine_of_the_next_run(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,3 +256,65 @@ def test_a_llama_server_with_cuda_gets_all_layers(tmp_path: Path, monkeypatch: p
     plain.chmod(0o755)
     assert llamacpp_gpu(str(plain)) == ""
     assert llamacpp_gpu(str(tmp_path / "missing")) == ""
+
+
+ROWS = [  # engine, weights, quantization, streams, tokens/s, ms to the first token, ms between two
+    ("llamacpp", "gguf", "Q8_0", 1, 100, 50, 10),
+    ("llamacpp", "gguf", "Q4_K_M", 1, 103, 50, 9.8),
+    ("vllm", "merged", None, 1, 80, 20, 12),
+    ("vllm", "adapter", None, 1, 60, 20, 17),
+    ("llamacpp", "gguf", "Q8_0", 64, 900, 4000, 30),
+    ("vllm", "merged", None, 64, 3000, 200, 15),
+    ("vllm", "gguf", "Q8_0", 64, 9000, 20, 5),
+]
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpu", "vllm", "engine", "weights", "quantization", "slots"),
+    [
+        (Asked(purpose=Purpose("latency", 1)), 80 << 30, "python", "llamacpp", "gguf", "Q8_0", 1),
+        (Asked(purpose=Purpose("throughput", 64)), 80 << 30, "python", "vllm", "merged", None, 64),
+        (Asked(purpose=Purpose("throughput", 200)), 80 << 30, "python", "vllm", "merged", None, 200),
+        (Asked(purpose=Purpose("throughput", 64)), 80 << 30, None, "llamacpp", "gguf", "Q8_0", 64),
+        (Asked(purpose=Purpose("latency", 5), weights="adapter"), 80 << 30, "python", "vllm", "adapter", None, 5),
+        (Asked(purpose=Purpose("throughput", 64), slots=3), 80 << 30, "python", "vllm", "merged", None, 3),
+        # nothing was measured of what is asked for: the defaults
+        (Asked(purpose=Purpose("latency", 1), quantization="Q6_K"), 80 << 30, None, "llamacpp", None, "Q6_K", 1),
+    ],
+)
+def test_a_purpose_chooses_what_was_measured_to_be_best(
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: Asked,
+    gpu: int,
+    vllm: str | None,
+    engine: str,
+    weights: str | None,
+    quantization: str | None,
+    slots: int,
+) -> None:
+    found = Measured("one GPU", "a-model", tuple(Figures(*row) for row in ROWS))
+    monkeypatch.setattr(choose, "measured", lambda kind: found)
+    monkeypatch.setattr(choose, "gpu_memory_bytes", lambda: gpu)
+    monkeypatch.setattr(choose, "vllm_python", lambda: vllm)
+    monkeypatch.setattr(choose, "choose_layers", lambda asked: (999, "it has a GPU"))
+    wish, said = choose.choose(asked, store, "current", follows=True)
+    assert (wish.engine.name, wish.weights, wish.quantization) == (engine, weights, quantization)
+    assert wish.options.slots == slots
+    assert said[0].startswith(f"for {asked.purpose.goal} with" if asked.purpose else "")
+
+
+def test_fewer_bits_have_to_be_clearly_faster() -> None:
+    exact, short = (Figures(*row) for row in ROWS[:2])
+    assert best(Purpose("latency", 1), [exact, short]) is exact
+    assert best(Purpose("latency", 1), [exact, replace(short, itl_ms=9)]).quantization == "Q4_K_M"  # type: ignore[union-attr]
+    assert best(Purpose("latency", 1), []) is None
+
+
+def test_every_measured_row_is_one_that_the_server_knows() -> None:
+    for kind in ("cpu", "gpu"):
+        found = measured(kind)
+        for row in found.figures if found else ():
+            assert row.weights in ENGINES[row.engine].weights
+            assert row.tokens_per_s > 0
+            assert row.answer_s > 0

@@ -104,5 +104,6 @@ def test_the_table_of_faults_is_what_its_tests_said() -> None:
 
 def test_the_benchmark_page_is_what_the_results_say() -> None:
     subprocess.run([sys.executable, "tools/benchmark_page.py", "--check"], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "tools/measured.py", "--check"], cwd=ROOT, check=True)
     python = ROOT / ".venv/clients/bin/python"  # which has matplotlib
     subprocess.run([str(python), "tools/benchmark_plots.py", "--check"], cwd=ROOT, check=True)

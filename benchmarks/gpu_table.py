@@ -1,0 +1,182 @@
+#!/usr/bin/env python3
+"""Everything that docs/benchmarks.md says of a GPU, with one command, on all cards of this machine at once.
+
+usage: .venv/trainer/bin/python benchmarks/gpu_table.py --phi3-tokenizer FOLDER [--out benchmarks/results]
+       [--work FOLDER] [--only NAME,…] [--cards 0,1] [--list]
+
+Each card takes the next task whose requirements are met: the stages of the GPU suite (tests/gpu), training plans,
+serving. Tasks need the kit's environments and, for the kit's exports and llama.cpp's rows, TUNESHIP_LLAMACPP. A task
+that fails keeps back those that need it, and no other. What a task says is in WORK/logs. Prints one closing line with
+counts; the exit code is 1 where a task failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FULL, CHAT = "recipe,recipe-prefetch,16bit,16bit-graphs", "plain,recipe-padded,packed,16bit-packed"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A program of the environment `env`; `seconds` is what it took on an H100. `cards` of them are its own."""
+
+    name: str
+    seconds: int
+    argv: list[str]
+    after: tuple[str, ...] = ()
+    env: str = "trainer"
+    cards: int = 1
+
+
+def tasks(tokenizer: Path, out: Path, work: Path) -> list[Task]:
+    """All of them, those first that others wait for."""
+    model = str(work / "phi3")
+    plans = ["-m", "benchmarks.train_gpu", "--model", model, "--work", str(work / "plans")]
+
+    def stage(name: str, seconds: int, *after: str) -> Task:
+        argv = ["-m", "tests.gpu.run", "--stages", name, "--phi3-tokenizer", str(tokenizer)]
+        return Task(name, seconds, [*argv, "--out", str(out), "--work", str(work)], after)
+
+    def training(name: str, seconds: int, variants: str, rows: str, cards: int = 1) -> Task:
+        argv = [*plans, "--variants", variants, "--rows", rows, "--profile", "--out", str(out / f"gpu-{name}.json")]
+        return Task(name, seconds, argv, ("model",), cards=cards)
+
+    def serving(name: str, seconds: int, *cases: str) -> Task:
+        argv = ["benchmarks/serve_engines.py", "--store", str(work / "phi3-store"), "--cases", ",".join(cases)]
+        return Task(name, seconds, [*argv, "--out", str(out / f"{name}.json")], ("phi3",), env="server")
+
+    packed = ["-m", "benchmarks.packed_loss", "--model", model, "--out", str(out / "gpu-packed-loss.json")]
+    return [
+        Task("model", 25, ["-m", "benchmarks.phi3_random", model, "--tokenizer", str(tokenizer)]),
+        stage("plain", 135, "model"),
+        stage("phi3", 470, "plain"),
+        stage("vllm", 480),
+        serving("serving-gpu-vllm", 600, "vllm-merged", "vllm-adapter", "vllm-gguf-Q8_0"),
+        serving("serving-gpu-llamacpp", 230, "llamacpp-BF16", "llamacpp-Q8_0", "llamacpp-Q4_K_M"),
+        training("training-full", 340, FULL, "full"),
+        training("training-chat", 280, CHAT, "chat"),
+        stage("fast", 150, "phi3"),
+        stage("smollm2", 155),
+        stage("dpo", 60),
+        Task("packed-loss", 65, packed, ("model",)),
+        stage("llamacpp", 40),
+        training("training-two", 180, "two,two-16bit", "full", cards=2),
+    ]
+
+
+class Table:
+    """What is to be done and what became of it: `waiting`, `running`, `done`, `failed` or `left out`."""
+
+    def __init__(self, wanted: list[Task], cards: list[str], logs: Path) -> None:
+        self._tasks, self._cards, self._logs = wanted, cards, logs
+        self._states = {task.name: "waiting" for task in wanted}
+        self._changed = threading.Condition()
+        self._began = time.monotonic()
+
+    def run(self) -> int:
+        """Everything; the exit code."""
+        lanes = [threading.Thread(target=self._lane, args=(card,)) for card in self._cards]
+        for lane in lanes:
+            lane.start()
+        for lane in lanes:
+            lane.join()
+        for task in self._tasks:
+            if task.cards > 1 and self._may_begin(task):
+                self._do(task, ",".join(self._cards[: task.cards]))
+        states = list(self._states.values())
+        counts = ", ".join(f"{states.count(state)} {state}" for state in ("done", "failed", "left out"))
+        print(f"\n{counts}, {self._seconds() / 60:.1f} minutes on {len(self._cards)} cards", flush=True)
+        return int("failed" in states)
+
+    def _lane(self, card: str) -> None:
+        while True:
+            with self._changed:
+                alone = [task for task in self._tasks if task.cards == 1]
+                task = next((one for one in alone if self._may_begin(one)), None)
+                if task:
+                    self._states[task.name] = "running"
+                elif not any(self._states[one.name] == "waiting" for one in alone):
+                    return
+                else:
+                    self._changed.wait()
+                    continue
+            self._do(task, card)
+
+    def _may_begin(self, task: Task) -> bool:
+        """Whether all that it needs is there. It is left out where that failed."""
+        if self._states[task.name] != "waiting":
+            return False
+        needed = {self._states.get(name, "done") for name in task.after}  # not wanted: it was done before
+        if needed & {"failed", "left out"} or task.cards > len(self._cards):
+            self._states[task.name] = "left out"
+            self._say(f"{task.name} is left out")
+        return self._states[task.name] == "waiting" and needed <= {"done"}
+
+    def _do(self, task: Task, cards: str) -> None:
+        self._say(f"{task.name} begins on card {cards}, about {task.seconds} s")
+        began, python = time.monotonic(), ROOT / ".venv" / task.env / "bin" / "python"
+        with (self._logs / f"{task.name}.log").open("w") as log:
+            environment = {**os.environ, "CUDA_VISIBLE_DEVICES": cards}
+            done = subprocess.run(
+                [str(python), *task.argv], cwd=ROOT, env=environment, stdout=log, stderr=log, check=False
+            )
+        with self._changed:
+            self._states[task.name] = "failed" if done.returncode else "done"
+            self._changed.notify_all()
+        self._say(f"{task.name}: {self._states[task.name]} after {time.monotonic() - began:.0f} s")
+
+    def _say(self, what: str) -> None:
+        left = sum(task.seconds for task in self._tasks if self._states[task.name] in ("waiting", "running"))
+        print(f"[{self._seconds():5.0f} s] {what}; {left / 60:.0f} card minutes to go", flush=True)
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self._began
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--phi3-tokenizer", type=Path, required=True, help="a folder with Phi-3's tokenizer files")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--work", type=Path, default=Path("/tmp/tuneship-gpu"))
+    parser.add_argument("--only", help="names of tasks; default: all")
+    parser.add_argument("--cards", help="default: all that nvidia-smi shows")
+    parser.add_argument("--list", action="store_true", help="say what there is to do and end")
+    wish = parser.parse_args()
+    everything = tasks(wish.phi3_tokenizer.resolve(), wish.out.resolve(), wish.work.resolve())
+    names = wish.only.split(",") if wish.only else [task.name for task in everything]
+    if unknown := set(names) - {task.name for task in everything}:
+        print(f"error: no task {', '.join(sorted(unknown))}; --list shows them", file=sys.stderr)
+        return 2
+    wanted = [task for task in everything if task.name in names]
+    if wish.list:
+        for task in wanted:
+            print(f"{task.name:22} {task.seconds:4} s  {' '.join(task.argv)}")
+        return 0
+    cards = wish.cards.split(",") if wish.cards else [str(number) for number in range(_cards())]
+    if not cards:
+        print("error: nvidia-smi shows no card", file=sys.stderr)
+        return 2
+    (wish.work / "logs").mkdir(parents=True, exist_ok=True)
+    wish.out.mkdir(parents=True, exist_ok=True)
+    return Table(wanted, cards, wish.work / "logs").run()
+
+
+def _cards() -> int:
+    try:
+        said = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    return sum(line.startswith("GPU ") for line in said.splitlines())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""The GPU table's order of work, with programs that end at once in the place of benchmarks."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks.gpu_table import Table, Task, tasks
+
+SAY = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"
+
+
+def task(name: str, *after: str, code: str = SAY, cards: int = 1) -> Task:
+    return Task(name, 1, ["-c", code], after, env="clients", cards=cards)
+
+
+def test_everything_is_done_in_an_order_that_its_needs_allow(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = [task("late", "early"), task("early"), task("both", "late", cards=2), task("free")]
+    assert Table(wanted, ["0", "1"], tmp_path).run() == 0
+    said = capsys.readouterr().out
+    assert said.index("early: done") < said.index("late begins")
+    assert said.index("late: done") < said.index("both begins")
+    assert (tmp_path / "both.log").read_text() == "0,1\n"
+    assert "4 done, 0 failed, 0 left out" in said
+
+
+def test_a_failure_keeps_back_what_needs_it_and_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = [task("bad", code="raise SystemExit(3)"), task("next", "bad"), task("last", "next"), task("free")]
+    assert Table([*wanted, task("two", cards=2)], ["0"], tmp_path).run() == 1
+    assert "1 done, 1 failed, 3 left out" in capsys.readouterr().out
+
+
+def test_the_table_is_one_that_can_be_done(tmp_path: Path) -> None:
+    everything = tasks(tmp_path, tmp_path, tmp_path)
+    names = [each.name for each in everything]
+    assert len(set(names)) == len(names)
+    assert all(set(each.after) <= set(names[:place]) for place, each in enumerate(everything))
