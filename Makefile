@@ -19,7 +19,7 @@ run     := $(PYTHON) tools/runtime.py
 store   := $(PYTHON) -m modelstore --store $(STORE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train serve eval bench rate report chat logs ps down runs promote rollback prune deploy bundle load sbom audit plan doctor check test test-gpu bench-gpu clean
+.PHONY: help setup demo train serve eval bench rate report chat logs ps down runs promote rollback prune deploy bundle load sbom audit plan llamacpp doctor check test test-gpu bench-gpu clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -94,6 +94,9 @@ audit: ## ask for known vulnerabilities of every locked package; needs a network
 plan: ## memory, disk and time of CONFIG before anything is downloaded; ARGS="--fit 24GiB" proposes what fits
 	@$(PYTHON) tools/envs.py trainer
 	@.venv/trainer/bin/python -m trainer plan $(CONFIG) --store $(STORE) $(if $(DATA),--data $(DATA)) $(ARGS)
+
+llamacpp: ## compile llama.cpp for this processor, and its GPU with the CUDA toolkit: faster than the package's
+	@$(PYTHON) tools/llamacpp.py $(ARGS)
 
 doctor: ## look whether this machine can train, serve and deploy; names what mends each failure
 	@$(PYTHON) tools/doctor.py --config $(CONFIG) --store $(STORE) --port $(PORT) $(ARGS)

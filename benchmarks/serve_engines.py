@@ -174,13 +174,14 @@ def main() -> None:
     parser.add_argument("--slots", type=int, help="default: what the server chooses")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=1.0, help="factor for the lengths of all windows")
+    parser.add_argument("--label", default="", help="what sets this engine apart from the kit's own, as: compiled here")
     parser.add_argument("--once", dest="twice", action="store_false", help="start vLLM once only")
     parser.add_argument("--out", type=Path, required=True)
     wish = parser.parse_args()
     document = described("base and tuned behind each engine and kind of weights", wish.store, wish.run)
     document["packages"] |= versions()
     document |= {"gpu": gpu_name(), "prompt_tokens": PROMPT_TOKENS, "output_tokens": OUTPUT_TOKENS}
-    document |= {"context_tokens": CONTEXT, "cases": []}
+    document |= {"context_tokens": CONTEXT, "label": wish.label, "cases": []}
     for case in wish.cases.split(","):
         try:
             document["cases"].append(measure(case, wish))

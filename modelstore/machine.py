@@ -19,6 +19,12 @@ def cpu_threads() -> int:
         return allowed
 
 
+def compiled_llamacpp() -> Path | None:
+    """The folder of the llama.cpp that was compiled for this machine (tools/llamacpp.py); None where none was."""
+    folder = Path(__file__).resolve().parents[1] / ".venv" / "llamacpp"
+    return folder if (folder / "stamp").exists() else None
+
+
 def processor_multiplies_bf16() -> bool:
     """Whether the processor has bf16 arithmetic; where it has none, bf16 is emulated and far slower than fp32.
 

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from modelstore import Base, Manifest, Run
+from modelstore.machine import compiled_llamacpp
 from server.engine import EngineOptions, EnginePlan, Probes, ServedModel, Weights, free_port, served_models
 
 HTTP_THREADS = 160  # llama.cpp blocks one per open stream, also per waiting one; its default is slots + 4
@@ -96,8 +97,10 @@ def llamacpp_environment(api_key: str, environ: Mapping[str, str]) -> dict[str, 
 
 
 def llamacpp_program() -> list[str]:
-    """TUNESHIP_LLAMA_SERVER, else a llama-server on the PATH, else the one inside the package xllamacpp."""
-    named = os.environ.get("TUNESHIP_LLAMA_SERVER") or shutil.which("llama-server")
+    """TUNESHIP_LLAMA_SERVER, else the one compiled here, else one on the PATH, else that of the package xllamacpp."""
+    compiled = compiled_llamacpp()
+    own = str(compiled / "llama-server") if compiled else None
+    named = os.environ.get("TUNESHIP_LLAMA_SERVER") or own or shutil.which("llama-server")
     return [named] if named else [sys.executable, "-m", "server.xllama"]
 
 

@@ -106,13 +106,13 @@ def evaluation(axes: Axes) -> None:
 def served(kind: str, axes: Axes) -> None:
     """Every engine and kind of weights, by streams."""
     results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"serving-{kind}*.json"))]
-    for case in [case for result in results for case in result["cases"]]:
+    for case, label in [(case, result["label"]) for result in results for case in result["cases"]]:
         rows = [load for load in case.get("loads", []) if load["path"] == "gateway" and "error" not in load]
         streams = list(dict.fromkeys(row["streams"] for row in rows))
         speeds = [
             statistics.median(row["output_tokens_per_s"] for row in rows if row["streams"] == one) for one in streams
         ]
-        axes.plot([str(one) for one in streams], speeds, marker="o", label=case["case"])
+        axes.plot([str(one) for one in streams], speeds, marker="o", label=", ".join(filter(None, [case["case"], label])))
     axes.set_ylim(0)
     axes.set_xlabel("streams")
     axes.set_ylabel("output tokens/s")

@@ -14,6 +14,7 @@ MENDED = {  # not run on a GPU since
     "and not run on a GPU since)"
 }
 NAMES = {
+    "recipe": "the recipe, one buffer for offloaded checkpoints",
     "recipe-two-buffers": "the recipe: 4-bit weights, offloaded checkpoints",
     "recipe-prefetch": "the same, prefetching the offloaded",
     "16bit": "16-bit weights, nothing recomputed",
@@ -80,11 +81,7 @@ first five steps: the kit's over the {ours["steps"] - 5} steps of a sustained tr
 {theirs["timed_steps"]} of a short one. On the host's second card other suites ran; the base model's GGUF files
 were made beside the training.
 
-Two things differ in this run and may be why the losses part: the adapters' first random values, and the plain stack's
-learning rate, which fell after step 10 on its way to step 15, the kit's on its way to step 200. They differ by at most
-{max(apart[:alike]):.4f} over the first {alike} steps and by {apart[-1]:.4f} at step {COMPARABLE}. The suite was changed
-to give both the same values and learning rates; it was not run again.
-
+{_alike(plain, apart, alike)}
 {_table(rows, ("what", "seen", "goal"))}
 
 ![Losses of the first 15 steps](plots/gpu-losses.svg)
@@ -93,6 +90,22 @@ Seconds since the command, by what began then (goal for all but the steps, with 
 
 {_table(_stages(suite["stages_s"]), ("what", "at"))}
 """
+
+
+def _alike(plain: dict[str, Any], apart: list[float], alike: int) -> str:
+    """Whether the two losses can be compared."""
+    if "schedule_steps" in plain:
+        return "Adapters began with the same values in both, and learning rates were the same.\n"
+    return f"""Two things differ in this run and may be why the losses part: the adapters' first random values, and the
+plain stack's learning rate, which fell after step 10 on its way to step 15, the kit's on its way to step 200. They
+differ by at most {max(apart[:alike]):.4f} over the first {alike} steps and by {apart[-1]:.4f} at step {COMPARABLE}. The
+suite was changed to give both the same values and learning rates; it was not run again.
+"""
+
+
+def _beside(result: dict[str, Any]) -> str:
+    """What ran on the host's other card, where that is known."""
+    return f"; {result['beside']}" if "beside" in result else ""
 
 
 def _peaks(article: dict[str, Any]) -> str:
@@ -122,7 +135,7 @@ def _variants(result: dict[str, Any], plain: dict[str, Any]) -> str:
     top = [(f"`{kernel['name'][:60]}`", f"{kernel['ms']:.1f}") for kernel in fastest["profile"]["kernels"][:TOP]]
     return f"""## Plans on full-length rows
 
-`{result["command"]}`, {result["date"]}, {result["hardware"]["gpu"]}; {result["beside"]}. 15 steps each, the first five
+`{result["command"]}`, {result["date"]}, {result["hardware"]["gpu"]}{_beside(result)}. 15 steps each, the first five
 not counted; the plain stack is that of the section above.
 
 {_table(rows, ("plan", "tokens/s", "times the plain stack", "peak memory", "goal"))}
@@ -176,7 +189,7 @@ def _chat(result: dict[str, Any], losses: dict[str, Any]) -> str:
     head = ("plan", "useful tokens/s", "times the plain stack", "times Unsloth's padded", "peak memory")
     return f"""## Rows of chat length
 
-`{result["command"]}`, {result["date"]}, {result["hardware"]["gpu"]}; {result["beside"]}. Lengths are log-normal with a
+`{result["command"]}`, {result["date"]}, {result["hardware"]["gpu"]}{_beside(result)}. Lengths are log-normal with a
 median of 300 tokens, cut at 2048; only tokens of rows count, no padding. Goal: packing 3 times default padded batches.
 It is reached against the plain stack's, whose other costs count too; against Unsloth's own padded ones it is missed:
 {packing:.1f} times with the same weights and checkpoints, {ratio:.1f} times with 16-bit weights and nothing recomputed.

@@ -43,7 +43,7 @@ def _missed(goal: str, reached: bool) -> str:
 
 def _engines(results: list[dict[str, Any]]) -> str:
     """One table from all results of one kind of machine."""
-    first, cases = results[0], [case for result in results for case in result["cases"]]
+    first, cases = results[0], [_labelled(case, result["label"]) for result in results for case in result["cases"]]
     where, memory = ("GPU", "on the card") if first["gpu"] else ("CPU", "PSS")
     starts = " Its first start compiles, the second finds that." if first["gpu"] else ""
     card = f"{first['gpu']}. " if first["gpu"] else ""
@@ -66,6 +66,10 @@ own. vLLM is started twice.{starts} `serve --for` chooses by this table.
 
 ![Tokens a second by streams](plots/serving-{where.lower()}.svg)
 """
+
+
+def _labelled(case: dict[str, Any], label: str) -> dict[str, Any]:
+    return {**case, "case": f"{case['case']}, {label}"} if label else case
 
 
 def _case(case: dict[str, Any]) -> list[str]:

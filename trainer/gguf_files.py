@@ -1,17 +1,19 @@
 """Makes GGUF files with llama.cpp's own tools: the converter in a child process, the quantizer in another.
 
 A child, because llama.cpp ends the process at a file that it does not like. The tools are those of the llama.cpp folder
-that TUNESHIP_LLAMACPP names, or else those of the environment's packages.
+that TUNESHIP_LLAMACPP names, else of the one that was compiled here, else those of the environment's packages.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 from modelstore import UserError
+from modelstore.machine import compiled_llamacpp
 from trainer.children import bound
 from trainer.failures import full_disk, is_full
 from trainer.out_of_memory import child_ran_out
@@ -53,11 +55,22 @@ def refuse_unknown(quantizations: tuple[str, ...]) -> None:
 
 
 def llamacpp_folder() -> Path | None:
-    """The llama.cpp build that was named: convert_hf_to_gguf.py, llama-quantize and llama-server lie in it."""
+    """The llama.cpp build that was named or made: convert_hf_to_gguf.py, llama-quantize and llama-server lie in it."""
     named = os.environ.get("TUNESHIP_LLAMACPP")
     if named and not (Path(named) / "llama-quantize").exists():
         raise UserError(f"TUNESHIP_LLAMACPP names {named}, and there is no llama-quantize in it.")
-    return Path(named).resolve() if named else None
+    return Path(named).resolve() if named else compiled_llamacpp()
+
+
+def tool_version() -> dict[str, str]:
+    """What the llama.cpp folder says of itself, for the manifest; nothing where the packages' tools are used."""
+    folder = llamacpp_folder()
+    if folder is None:
+        return {}
+    argv = [str(folder / "llama-server"), "--version"]
+    said = subprocess.run(argv, capture_output=True, text=True, check=False)
+    found = re.search(r"^version: (.+)$", said.stdout + said.stderr, re.MULTILINE)
+    return {"llama.cpp": found[1].strip() if found else "unknown"}
 
 
 def convert(model_folder: Path, gguf: Path, model_name: str, *, sparing: bool = False) -> None:

@@ -1,7 +1,7 @@
 """The importance matrix of a quantization: how strongly the training rows drive each column of each weight matrix.
 
 llama.cpp's own llama-imatrix computes it, and its quantizer then rounds the columns that matter with less error. No
-package brings that program, so a llama.cpp folder has to be named.
+package brings that program, so a llama.cpp folder has to be made or named.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ LEAST_CHUNKS = 3  # it refuses fewer than two
 
 
 def imatrix_program() -> Path:
-    """llama-imatrix of the llama.cpp folder that was named. Raises UserError where there is none."""
+    """llama-imatrix of the llama.cpp folder that was made or named. Raises UserError where there is none."""
     folder = llamacpp_folder()
     if folder and (program := folder / "llama-imatrix").exists():
         return program
     where = f"{folder} lacks it" if folder else "no package brings it"
     raise UserError(
-        f"export.importance_matrix needs llama.cpp's program llama-imatrix, and {where}. Name a llama.cpp folder that "
-        "has it with TUNESHIP_LLAMACPP (docs/verification.md says how to build one), or remove the option."
+        f"export.importance_matrix needs llama.cpp's program llama-imatrix, and {where}. `make llamacpp` compiles it; "
+        "TUNESHIP_LLAMACPP names a llama.cpp folder that has it. Or remove the option."
     )
 
 

@@ -17,7 +17,7 @@ from trainer.config import TrainConfig, config_dict, config_sha256
 from trainer.export import base_files, export, needed_bytes
 from trainer.failures import saying_when_full
 from trainer.finetune import Finetuned
-from trainer.gguf_files import refuse_unknown
+from trainer.gguf_files import refuse_unknown, tool_version
 from trainer.importance import calibration_text, imatrix_program
 from trainer.machine import hardware, package_versions, precision
 from trainer.measured_steps import Trial
@@ -225,7 +225,7 @@ def _describe(
         },
         "config": config_dict(config),
         "config_sha256": config_sha256(config),
-        "packages": package_versions(),
+        "packages": package_versions() | tool_version(),
         "hardware": hardware(),
         "training": {**asdict(tuned.summary), "plan": plan},
         "chat_template_sha256": base.manifest.chat_template_sha256,

@@ -38,7 +38,8 @@ def plain(wish: argparse.Namespace) -> dict[str, Any]:
     argv += ["--data", str(rows), "--work", str(wish.work / "b")]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
     found = json.loads(out.read_text())["results"][0]
-    return {"result": found, "checks": {"plain stack trains": done.returncode == 0}, "error": found.get("error")}
+    checks = {"plain stack trains": done.returncode == 0}
+    return {"result": found, "checks": checks, "error": found.get("error"), "schedule_steps": wish.phi3_steps}
 
 
 def phi3(wish: argparse.Namespace) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from modelstore import Store, UserError
+from server import llamacpp
 from server.engine import EngineOptions
 from server.errors import ApiError, from_engine
 from server.keys import KeyRing, read_keys
@@ -35,10 +36,13 @@ def test_the_environment_carries_the_key_and_keeps_the_users_choice() -> None:
 
 def test_a_llama_server_of_the_user_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(llamacpp, "compiled_llamacpp", lambda: None)
     assert llamacpp_program() == [sys.executable, "-m", "server.xllama"]
     (tmp_path / "llama-server").write_text("")
     (tmp_path / "llama-server").chmod(0o755)
     assert llamacpp_program() == [str(tmp_path / "llama-server")]
+    monkeypatch.setattr(llamacpp, "compiled_llamacpp", lambda: Path("/compiled"))
+    assert llamacpp_program() == ["/compiled/llama-server"]
     monkeypatch.setenv("TUNESHIP_LLAMA_SERVER", "/opt/llama-server")
     assert llamacpp_program() == ["/opt/llama-server"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 
 from modelstore import Run, Store, UserError
+from trainer import gguf_files
 from trainer.config import ExportConfig, TrainConfig
 from trainer.gguf_adapter import compare_adapter
 from trainer.importance import CHUNK_TOKENS, LEAST_CHUNKS, MOST_CHUNKS, calibration_text, imatrix_program
@@ -19,7 +19,7 @@ from trainer.progress import Reporter
 from trainer.render import Example
 from trainer.verify_options import _uses_matrix
 
-HAS_IMATRIX = (Path(os.environ.get("TUNESHIP_LLAMACPP", "/nowhere")) / "llama-imatrix").exists()
+HAS_IMATRIX = ((gguf_files.llamacpp_folder() or Path("/nowhere")) / "llama-imatrix").exists()
 
 
 def config(base: Path, data: Path, **export: Any) -> TrainConfig:
@@ -96,7 +96,7 @@ def test_an_adapter_gguf_that_differs_is_found(published: tuple[Store, Run], tmp
     assert (len(found.different), found.wanted_alpha) == wanted and found.alpha == 16.0
 
 
-@pytest.mark.skipif(not HAS_IMATRIX, reason="TUNESHIP_LLAMACPP names no llama.cpp folder with llama-imatrix")
+@pytest.mark.skipif(not HAS_IMATRIX, reason="no llama-imatrix: make llamacpp, or TUNESHIP_LLAMACPP")
 def test_quantizations_say_that_the_matrix_made_them_and_the_base_s_do_not(published: tuple[Store, Run]) -> None:
     store, run = published
     made = [check for check in run.manifest.verification if "was quantized by the importance matrix" in check.name]
@@ -116,6 +116,7 @@ def test_a_matrix_without_its_program_is_refused_before_training(
     base_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TUNESHIP_LLAMACPP", raising=False)
+    monkeypatch.setattr(gguf_files, "compiled_llamacpp", lambda: None)
     wish = config(base_folder, data, importance_matrix=True)
     with pytest.raises(UserError, match="no package brings it"):
         train(wish, Store(tmp_path), Reporter(), lambda: False, again=False)
