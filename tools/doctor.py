@@ -41,6 +41,7 @@ def examine(store: Path, port: int, config: Path) -> list[Finding]:
             machine.memory,
             lambda: machine.store(store),
             machine.gpu,
+            machine.llamacpp,
             machine.docker,
             lambda: machine.port(port),
             machine.clock,

@@ -104,6 +104,25 @@ def gpu() -> Finding:
     return Finding("gpu", OK, f"{line}; fits {', '.join(needed)}")
 
 
+def llamacpp() -> Finding:
+    """Which llama.cpp serves without containers, and whether a better one could."""
+    compiled = ROOT / ".venv" / "llamacpp" / "llama-server"
+    for program, whose in (
+        (os.environ.get("TUNESHIP_LLAMA_SERVER"), "TUNESHIP_LLAMA_SERVER"),
+        (str(compiled) if compiled.exists() else None, "compiled here"),
+        (shutil.which("llama-server"), "on the PATH"),
+    ):
+        if program:
+            said = output([program, "--version"])
+            remedy = "" if said is not None else f"remove {program}, or make llamacpp"
+            return Finding("llama.cpp", FAILURE if remedy else OK, f"{program}, {whose}", remedy)
+    if shutil.which("nvidia-smi"):
+        seen = "the package's, which knows no GPU"
+        return Finding("llama.cpp", WARNING, seen, "make llamacpp (with the CUDA toolkit), vLLM, or containers")
+    faster = "; `make llamacpp` makes a faster one" if "avx512_vnni" in _text("/proc/cpuinfo") else ""
+    return Finding("llama.cpp", OK, f"the package's, for processors with AVX2{faster}")
+
+
 def memory() -> Finding:
     """Available memory, within the container's limit."""
     fields = dict(re.findall(r"^(\w+):\s+(\d+) kB", _text("/proc/meminfo"), re.MULTILINE))

@@ -54,7 +54,7 @@ def _engines(results: list[dict[str, Any]]) -> str:
 {card}Prompts of {first["prompt_tokens"]} tokens that nobody sent before, answers of
 {first["output_tokens"]}; each stream sends its next request when its answer ends. Base and tuned are served side by
 side, tuned is asked, through the gateway; the ratio is that of its tokens/s to the bare engine's in a window of its
-own. vLLM is started twice.{starts} `serve --for` chooses by this table.
+own. vLLM is started twice.{starts} `serve --for` chooses by this table{"" if first["gpu"] else _WHY_ON_A_CPU}.
 
 | engine and weights | streams | output tokens/s | through/direct | TTFT, median | 99% | between tokens, median | 99% |
 |---|---|---|---|---|---|---|---|
@@ -66,6 +66,14 @@ own. vLLM is started twice.{starts} `serve --for` chooses by this table.
 
 ![Tokens a second by streams](plots/serving-{where.lower()}.svg)
 """
+
+
+_WHY_ON_A_CPU = """, but for the rows "compiled here" (`make llamacpp`), which
+not everybody has. Where an answer takes nearly as long as the window of 80 s, figures are coarse.
+
+The default on a CPU is llama.cpp's package with the run's own quantization, usually Q8_0, although rows here are
+faster: it needs no compiler, the least memory and a second to start, and vLLM's build for CPUs is a third party's.
+Few bits gain nothing here: the weights of this model are a small part of the work"""
 
 
 def _labelled(case: dict[str, Any], label: str) -> dict[str, Any]:
