@@ -49,7 +49,7 @@ def _engines(results: list[dict[str, Any]]) -> str:
     card = f"{first['gpu']}. " if first["gpu"] else ""
     return f"""## Every engine and kind of weights on a {where}
 
-{chr(10).join(map(_source, results))}
+{(2 * chr(10)).join(map(_source, results))}
 
 {card}Prompts of {first["prompt_tokens"]} tokens that nobody sent before, answers of
 {first["output_tokens"]}; each stream sends its next request when its answer ends. Base and tuned are served side by
@@ -73,7 +73,7 @@ not everybody has. Where an answer takes nearly as long as the window of 80 s, f
 
 The default on a CPU is llama.cpp's package with the run's own quantization, usually Q8_0, although rows here are
 faster: it needs no compiler, the least memory and a second to start, and vLLM's build for CPUs is a third party's.
-Few bits gain nothing here: the weights of this model are a small part of the work"""
+Fewer bits gain little with a model of this size"""
 
 
 def _labelled(case: dict[str, Any], label: str) -> dict[str, Any]:
