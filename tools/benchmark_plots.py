@@ -112,7 +112,9 @@ def served(kind: str, axes: Axes) -> None:
         speeds = [
             statistics.median(row["output_tokens_per_s"] for row in rows if row["streams"] == one) for one in streams
         ]
-        axes.plot([str(one) for one in streams], speeds, marker="o", label=", ".join(filter(None, [case["case"], label])))
+        axes.plot(
+            [str(one) for one in streams], speeds, marker="o", label=", ".join(filter(None, [case["case"], label]))
+        )
     axes.set_ylim(0)
     axes.set_xlabel("streams")
     axes.set_ylabel("output tokens/s")
