@@ -5,7 +5,7 @@ usage: .venv/trainer/bin/python benchmarks/gpu_table.py --phi3-tokenizer FOLDER 
        [--work FOLDER] [--only NAME,…] [--cards 0,1] [--list]
 
 Each card takes the next task whose requirements are met: the stages of the GPU suite (tests/gpu), training plans,
-serving. Tasks need the kit's environments and, for the kit's exports and llama.cpp's rows, TUNESHIP_LLAMACPP. A task
+serving. Tasks need the kit's environments and a llama.cpp for the GPU: `make llamacpp`, or TUNESHIP_LLAMACPP. A task
 that fails keeps back those that need it, and no other. What a task says is in WORK/logs. Prints one closing line with
 counts; the exit code is 1 where a task failed.
 """
@@ -22,6 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tests.gpu.smollm2 import llama_server  # noqa: E402
+
 FULL, CHAT = "recipe,recipe-prefetch,16bit,16bit-graphs", "plain,recipe-padded,packed,16bit-packed"
 
 
@@ -54,7 +58,8 @@ def tasks(tokenizer: Path, out: Path, work: Path) -> list[Task]:
         argv = ["benchmarks/serve_engines.py", "--store", str(work / "phi3-store"), "--cases", ",".join(cases)]
         return Task(name, seconds, [*argv, "--out", str(out / f"{name}.json")], ("phi3",), env="server")
 
-    packed = ["-m", "benchmarks.packed_loss", "--model", model, "--out", str(out / "gpu-packed-loss.json")]
+    small = work / "smollm2-store" / "bases" / "smollm2-135m-instruct-0.1.2" / "hf"  # packed_loss wants real weights
+    packed = ["-m", "benchmarks.packed_loss", "--model", str(small), "--out", str(out / "gpu-packed-loss.json")]
     return [
         Task("model", 25, ["-m", "benchmarks.phi3_random", model, "--tokenizer", str(tokenizer)]),
         stage("plain", 135, "model"),
@@ -67,7 +72,7 @@ def tasks(tokenizer: Path, out: Path, work: Path) -> list[Task]:
         stage("fast", 150, "phi3"),
         stage("smollm2", 155),
         stage("dpo", 60),
-        Task("packed-loss", 65, packed, ("model",)),
+        Task("packed-loss", 65, packed, ("smollm2",)),
         stage("llamacpp", 40),
         training("training-two", 180, "two,two-16bit", "full", cards=2),
     ]
@@ -125,7 +130,7 @@ class Table:
         self._say(f"{task.name} begins on card {cards}, about {task.seconds} s")
         began, python = time.monotonic(), ROOT / ".venv" / task.env / "bin" / "python"
         with (self._logs / f"{task.name}.log").open("w") as log:
-            environment = {**os.environ, "CUDA_VISIBLE_DEVICES": cards}
+            environment = {**os.environ, **llama_server(), "CUDA_VISIBLE_DEVICES": cards}
             done = subprocess.run(
                 [str(python), *task.argv], cwd=ROOT, env=environment, stdout=log, stderr=log, check=False
             )

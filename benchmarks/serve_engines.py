@@ -126,7 +126,7 @@ def _card(what: str) -> str:
 def measure(case: str, wish: argparse.Namespace) -> dict[str, Any]:
     """All loads of one case, the order of direct and gateway in turn."""
     store, row = Store(wish.store), {"case": case, "loads": []}
-    idle, windows = gpu_memory_mib(), ON_GPU if gpu_memory_bytes() else ON_CPU
+    idle, windows = gpu_memory_mib(), loads()
     if case.startswith("vllm") and wish.twice:
         with served(case, store, wish.run, wish.slots) as running:
             row["first_start_s"] = round(running.start_s, 1)
@@ -139,7 +139,7 @@ def measure(case: str, wish: argparse.Namespace) -> dict[str, Any]:
         else:
             row["memory_mib"] = round(sum(map(memory_mb, family(running.pid))))
         for number in range(wish.rounds):
-            for streams in wish.streams or windows:
+            for streams in wish.streams:
                 load = Load(streams, words, OUTPUT_TOKENS, *(seconds * wish.seconds for seconds in windows[streams]))
                 paths = {"direct": running.direct, "gateway": running.gateway}
                 for path in sorted(paths, reverse=bool(number % 2)):
@@ -150,6 +150,11 @@ def measure(case: str, wish: argparse.Namespace) -> dict[str, Any]:
                     row["loads"].append({"path": path, **figures})
                     print(case, json.dumps(row["loads"][-1]), file=sys.stderr, flush=True)
     return row
+
+
+def loads() -> Windows:
+    """What this machine is asked."""
+    return ON_GPU if gpu_memory_bytes() else ON_CPU
 
 
 def versions() -> dict[str, str]:
@@ -170,7 +175,7 @@ def main() -> None:
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--run", default="current")
     parser.add_argument("--cases", default=GPU_CASES if gpu_memory_bytes() else CPU_CASES)
-    parser.add_argument("--streams", type=lambda text: [int(one) for one in text.split(",")])
+    parser.add_argument("--streams", default=",".join(map(str, loads())))
     parser.add_argument("--slots", type=int, help="default: what the server chooses")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=1.0, help="factor for the lengths of all windows")
@@ -178,6 +183,9 @@ def main() -> None:
     parser.add_argument("--once", dest="twice", action="store_false", help="start vLLM once only")
     parser.add_argument("--out", type=Path, required=True)
     wish = parser.parse_args()
+    wish.streams = [int(one) for one in wish.streams.split(",")]
+    if not set(wish.streams) <= set(loads()):
+        parser.error(f"--streams: of {', '.join(map(str, loads()))} on this machine")
     document = described("base and tuned behind each engine and kind of weights", wish.store, wish.run)
     document["packages"] |= versions()
     document |= {"gpu": gpu_name(), "prompt_tokens": PROMPT_TOKENS, "output_tokens": OUTPUT_TOKENS}
@@ -189,6 +197,7 @@ def main() -> None:
             document["cases"].append({"case": case, "error": f"{type(error).__name__}: {error}"[:1000]})
             print(case, error, file=sys.stderr, flush=True)
         wish.out.write_text(json.dumps(document, indent=1) + "\n")
+    sys.exit(any("error" in case for case in document["cases"]))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from pathlib import Path
@@ -64,8 +63,7 @@ def unpack(work: Path) -> Path:
     """The source tree, fetched by pip and checked against its hash."""
     argv = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "llama-cpp-python"]
     run([*argv, "--require-hashes", "-r", str(SOURCE), "--dest", str(work)], work / "pip.log")
-    with tarfile.open(next(work.glob("llama_cpp_python-*.tar.gz"))) as archive:
-        archive.extractall(work, filter="data")
+    shutil.unpack_archive(next(work.glob("llama_cpp_python-*.tar.gz")), work)
     return next(work.glob("llama_cpp_python-*/vendor/llama.cpp"))
 
 
