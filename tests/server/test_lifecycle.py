@@ -141,6 +141,11 @@ def test_draining_has_an_end(store: Store) -> None:
         assert time.monotonic() - began < 5
 
 
+def test_streams_are_for_a_purpose(store: Store) -> None:
+    code, said = serve_and_fail(store, "--streams", "4", "--port", "0")
+    assert (code, "--for latency" in said) == (2, True)
+
+
 def test_a_port_in_use_is_said_before_a_model_is_read(store: Store) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -64,6 +64,14 @@ def test_dry_run_prints_commands_and_no_key(store: Store) -> None:
     assert "KEY" not in said
 
 
+def test_a_purpose_is_chosen_on_the_command_line(store: Store) -> None:
+    argv = [sys.executable, "-m", "server", "serve", "--store", str(store.path), "--dry-run", "--engine", "llamacpp"]
+    argv += ["--for", "throughput", "--streams", "3"]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr.startswith("for throughput with 3 streams: ")
+    assert done.stdout.count(" -np 3 ") == 2
+
+
 def test_wait_gives_the_reason_and_exit_code_1() -> None:
     port = free_port()
     assert "refused" in wait_until_ready(f"http://127.0.0.1:{port}", 0)
