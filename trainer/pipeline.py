@@ -23,6 +23,7 @@ from trainer.machine import hardware, package_versions, precision
 from trainer.measured_steps import Trial
 from trainer.plan_check import check, train_within_memory
 from trainer.plan_choice import choose_plan
+from trainer.plan_remembered import forget
 from trainer.prepare import Prepared, prepare
 from trainer.probes import choose_probes
 from trainer.progress import Reporter
@@ -118,6 +119,8 @@ def _train_and_publish(
     planned = check(chosen, backend.name, base, prepared.train, report.say, ignore=ignore_plan)
 
     def attempt(plan: TrainConfig) -> Finetuned:
+        if choice.chosen and plan != chosen:  # memory ran out in that one
+            forget(store.cache, choice.chosen)
         finetune, on_step = finetuner(plan), report.on_step
         return finetune(plan, backend, base, tokenizer, prepared, work=work, on_step=on_step, should_stop=should_stop)
 

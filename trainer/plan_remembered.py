@@ -144,6 +144,23 @@ def remember(cache: Path, kind: dict[str, Any], candidates: Sequence[Candidate])
     write_atomically(path, _Tried(kind=kind, candidates=list(candidates)).model_dump_json(indent=1).encode())
 
 
+def forget(cache: Path, chosen: Candidate) -> None:
+    """Memory ran out in what was chosen: the next training of that kind knows it, as if it had in the trial."""
+    for path in (cache / "plans").glob("*.json"):
+        try:
+            tried = _Tried.model_validate_json(path.read_bytes())
+        except (OSError, ValueError):
+            continue
+        # measured to a tenth of a millisecond, so nothing else has the same plan and seconds
+        alike = [
+            each.plan == chosen.plan and each.seconds_per_step == chosen.seconds_per_step for each in tried.candidates
+        ]
+        if any(alike):
+            pairs = zip(tried.candidates, alike, strict=True)
+            tried.candidates = [each.measured(None) if is_it else each for each, is_it in pairs]
+            write_atomically(path, tried.model_dump_json(indent=1).encode())
+
+
 def _file(cache: Path, kind: dict[str, Any]) -> Path:
     digest = hashlib.sha256(json.dumps(kind, sort_keys=True).encode()).hexdigest()
     return cache / "plans" / f"{digest[:16]}.json"

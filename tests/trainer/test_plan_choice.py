@@ -270,6 +270,27 @@ def test_where_all_run_out_of_memory_a_smaller_plan_is_taken_and_may_run_out_too
     assert seen["manifest"]["changed_after_out_of_memory"] == {"training.gradient_checkpointing": "on"}
 
 
+def test_what_ran_out_of_memory_in_the_training_is_not_chosen_for_the_next(
+    fast: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = list[tuple[int, int, str]]()
+
+    def runs_out_once(config: TrainConfig, *rest: Any, **named: Any) -> Any:
+        trained.append(plan_of(config))
+        if len(trained) == 1:
+            raise MemoryError("provoked")
+        return finetune(config, *rest, **named)
+
+    with monkeypatch.context() as first:
+        first.setattr(pipeline, "finetuner", lambda _: runs_out_once)
+        first.setattr(plan_check, "_cheaper", lambda *_: {"training.gradient_checkpointing": "on"})
+        train(fast, Store(tmp_path), [], first)
+    said = list[str]()
+    seen = train(changed(fast, {"training.learning_rate": 2e-3}), Store(tmp_path), said, monkeypatch)
+    assert tried(said) == [] and any("remembered as the fastest" in line for line in said)
+    assert plan_of(seen["config"]) != trained[0]
+
+
 def test_a_model_without_plans_trains_as_it_is_written(
     fast: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
