@@ -114,7 +114,7 @@ test-gpu: ## the GPU suite: PHI3_TOKENIZER=FOLDER with Phi-3's tokenizer files; 
 
 bench-gpu: ## the whole GPU table on all cards: PHI3_TOKENIZER=FOLDER; ARGS="--list" says what that is
 	@$(PYTHON) tools/envs.py --dev
-	@.venv/trainer/bin/python benchmarks/gpu_table.py --phi3-tokenizer $(or $(PHI3_TOKENIZER),.) $(ARGS)
+	@.venv/trainer/bin/python benchmarks/gpu_table.py $(if $(PHI3_TOKENIZER),--phi3-tokenizer $(PHI3_TOKENIZER)) $(ARGS)
 
 clean: ## remove the environments and caches (never the store)
 	rm -rf .venv .mypy_cache .ruff_cache .hypothesis .coverage*

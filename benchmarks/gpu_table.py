@@ -149,14 +149,17 @@ class Table:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--phi3-tokenizer", type=Path, required=True, help="a folder with Phi-3's tokenizer files")
+    parser.add_argument("--phi3-tokenizer", type=Path, help="a folder with Phi-3's tokenizer files")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--work", type=Path, default=Path("/tmp/tuneship-gpu"))
     parser.add_argument("--only", help="names of tasks; default: all")
     parser.add_argument("--cards", help="default: all that nvidia-smi shows")
     parser.add_argument("--list", action="store_true", help="say what there is to do and end")
     wish = parser.parse_args()
-    everything = tasks(wish.phi3_tokenizer.resolve(), wish.out.resolve(), wish.work.resolve())
+    if not wish.phi3_tokenizer and not wish.list:
+        parser.error("--phi3-tokenizer is needed (make bench-gpu PHI3_TOKENIZER=FOLDER)")
+    tokenizer = (wish.phi3_tokenizer or Path("FOLDER")).absolute()
+    everything = tasks(tokenizer, wish.out.resolve(), wish.work.resolve())
     names = wish.only.split(",") if wish.only else [task.name for task in everything]
     if unknown := set(names) - {task.name for task in everything}:
         print(f"error: no task {', '.join(sorted(unknown))}; --list shows them", file=sys.stderr)

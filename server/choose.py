@@ -88,7 +88,8 @@ def choose_for(purpose: Purpose, asked: Asked, run: Run, processes: int) -> tupl
     want = f"for {purpose.goal} with {purpose.streams} stream{'s' * (purpose.streams > 1)}"
     if found is None or fastest is None:
         return asked, f"{want}: nothing was measured that this machine, this run and the other options allow"
-    chosen = replace(asked, engine=fastest.engine, weights=fastest.weights, because="of its measured speed")
+    because = "of its measured speed" if asked.engine == "auto" else asked.because
+    chosen = replace(asked, engine=fastest.engine, weights=fastest.weights, because=because)
     at = f"{fastest.streams} stream{'s' * (fastest.streams > 1)}"
     seen = f"{fastest.tokens_per_s:,.0f} tokens/s and {fastest.answer_s:.2g} s for 128 tokens at {at}"
     said = f"{want}: {fastest}, because of {seen} ({found.model} on {found.machine}: docs/benchmarks.md)"

@@ -22,6 +22,8 @@ from server.plan import ServePlan
 from server.release import Releases, until_ready
 from server.supervise import Engine
 
+TURNS, TURN_S = 10, 0.01
+
 
 @dataclass(frozen=True)
 class Followed:
@@ -56,7 +58,8 @@ async def serve(
             keepalive_timeout=KEEPALIVE_S,
         )
         await runner.setup()
-        await GuardedSite(runner, listener, door).start()
+        site = GuardedSite(runner, listener, door)
+        await site.start()
         duties = [asyncio.create_task(_lead(releases, listener, followed)), asyncio.create_task(keys.follow_file())]
         stopped = asyncio.create_task(stop.wait())
         done, _ = await asyncio.wait({*duties, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -66,7 +69,12 @@ async def serve(
         for task in {*duties, stopped} - done:
             task.cancel()
         await asyncio.gather(*duties, return_exceptions=True)
-        await runner.cleanup()  # stops listening, then waits for the running requests
+        await site.stop()
+        # aiohttp reads nothing more from a connection that it closes before its handler has begun, and waits all of
+        # `drain_s` for it: those that were accepted last get some turns of the loop first
+        for _ in range(TURNS):
+            await asyncio.sleep(TURN_S)
+        await runner.cleanup()  # waits for the running requests
         await releases.stop()
     for task in done:
         with contextlib.suppress(asyncio.CancelledError):

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tools.export_page import matrix_gain
 from tools.gpu_page import goal, gpu
-from tools.serving_page import serving
+from tools.serving_page import cell, serving
 from tools.trust_page import trust
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -87,11 +87,9 @@ def _broken(result: dict[str, Any]) -> str:
     good = found.pop("good")
     rows = [(fault, name, check) for fault, checks in found.items() for name, check in checks.items()]
     lines = [
-        f"| {fault} | {name} | {_plain(check['figures'])} | {_cell(check['limit'])} |" for fault, name, check in rows
+        f"| {fault} | {name} | {_plain(check['figures'])} | {cell(check['limit'])} |" for fault, name, check in rows
     ]
-    sound = [
-        f"| none | {name} | {_plain(check['figures'])} | {_cell(check['limit'])} |" for name, check in good.items()
-    ]
+    sound = [f"| none | {name} | {_plain(check['figures'])} | {cell(check['limit'])} |" for name, check in good.items()]
     table = "\n".join(sound + lines)
     return f"""## Exports that were broken on purpose
 
@@ -169,11 +167,7 @@ def _levels(result: dict[str, Any]) -> str:
 
 
 def _plain(figures: dict[str, Any]) -> str:
-    return _cell(", ".join(f"{name} {str(value)[:60]}" for name, value in figures.items()))
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+    return cell(", ".join(f"{name} {str(value)[:60]}" for name, value in figures.items()))
 
 
 def _demo(result: dict[str, Any]) -> str:

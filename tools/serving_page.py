@@ -72,7 +72,7 @@ _WHY_ON_A_CPU = """, but for the rows "compiled here" (`make llamacpp`), which
 not everybody has. Where an answer takes nearly as long as the window of 80 s, figures are coarse.
 
 The default on a CPU is llama.cpp's package with the run's own quantization, usually Q8_0, although rows here are
-faster: it needs no compiler, the least memory and a second to start, and vLLM's build for CPUs is a third party's.
+faster: it needs no compiler, little memory and a second to start, and vLLM's build for CPUs is a third party's.
 Fewer bits gain little with a model of this size"""
 
 
@@ -83,12 +83,12 @@ def _labelled(case: dict[str, Any], label: str) -> dict[str, Any]:
 def _case(case: dict[str, Any]) -> list[str]:
     """A line for each number of streams; medians over rounds."""
     if "error" in case:
-        return [f"| {case['case']} | - | {_cell(case['error'])} | | | | | |"]
+        return [f"| {case['case']} | - | {cell(case['error'])} | | | | | |"]
     lines = []
     for streams in dict.fromkeys(load["streams"] for load in case["loads"]):
         loads = [load for load in case["loads"] if load["streams"] == streams]
         if errors := [load["error"] for load in loads if "error" in load]:
-            lines.append(f"| {case['case']} | {streams} | {_cell(errors[0][:160])} | | | | | |")
+            lines.append(f"| {case['case']} | {streams} | {cell(errors[0][:160])} | | | | | |")
             continue
         rates = [_median(loads, path, "output_tokens_per_s") for path in ("gateway", "direct")]
         ratio = f"{rates[0] / rates[1]:.3f}" if rates[1] else "-"
@@ -110,7 +110,8 @@ def _start(case: dict[str, Any]) -> str:
     return f"| {case['case']} | {sizes} | {first}{case['start_s']} s |"
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
+    """As the text of one field of a table."""
     return text.replace("|", "\\|").replace("\n", " ")
 
 

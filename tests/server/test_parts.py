@@ -69,6 +69,7 @@ def test_a_purpose_is_chosen_on_the_command_line(store: Store) -> None:
     argv += ["--for", "throughput", "--streams", "3"]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stderr.startswith("for throughput with 3 streams: ")
+    assert "engine: llamacpp, because it was asked for" in done.stderr
     assert done.stdout.count(" -np 3 ") == 2
 
 
