@@ -50,6 +50,7 @@ class Engine:
         self._session = session
         self._process: asyncio.subprocess.Process | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._is_ending = False
 
     @property
     def is_ready(self) -> bool:
@@ -62,6 +63,8 @@ class Engine:
 
     async def stop(self) -> None:
         """End the engine and its watch."""
+        # a cancellation that meets the end of a time limit is lost (asyncio.wait_for in Python 3.11, aiohttp's timer)
+        self._is_ending = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -112,7 +115,7 @@ class Engine:
 
     async def _keep_proving(self) -> None:
         failures = 0
-        while not self.cannot_start.is_set():
+        while not self.cannot_start.is_set() and not self._is_ending:
             fault = await self._fault()
             failures = failures + 1 if fault and self.was_ready else 0
             self.was_ready = self.was_ready or not fault

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -74,6 +75,29 @@ def test_an_engine_at_work_on_long_prompts_is_left_in_peace(store: Store, monkey
                 await engine.stop()
 
     monkeypatch.setattr(supervise, "PROOF_TIMEOUT_S", 0.4)
+    asyncio.run(scenario())
+
+
+def test_it_ends_though_its_cancellation_is_lost(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As asyncio.wait_for of Python 3.11 loses one that meets the end of its time."""
+
+    async def scenario() -> None:
+        plan = plan_serving(store, "current", Wish(LlamaCpp(), EngineOptions(threads=1)))
+        async with ClientSession() as session:
+            engine = supervise.Engine(plan.engines[0], session)
+            asked = asyncio.Event()
+
+            async def loses_it() -> str:
+                asked.set()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(30)
+                return ""
+
+            monkeypatch.setattr(engine, "_fault", loses_it)
+            engine.start()
+            await asked.wait()
+            await asyncio.wait_for(engine.stop(), 10)
+
     asyncio.run(scenario())
 
 
