@@ -26,7 +26,8 @@ sys.path.insert(0, str(ROOT))
 
 from tests.gpu.smollm2 import llama_server  # noqa: E402
 
-FULL, CHAT = "recipe,recipe-prefetch,16bit,16bit-graphs", "plain,recipe-padded,packed,16bit-packed"
+FULL = "recipe-whole,recipe,recipe-prefetch-whole,recipe-prefetch,16bit,16bit-graphs"
+CHAT = "plain,recipe-padded,packed,16bit-packed"
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,10 @@ def tasks(tokenizer: Path, out: Path, work: Path) -> list[Task]:
         argv = [*plans, "--variants", variants, "--rows", rows, "--profile", "--out", str(out / f"gpu-{name}.json")]
         return Task(name, seconds, argv, ("model",), cards=cards)
 
-    def serving(name: str, seconds: int, *cases: str) -> Task:
-        argv = ["benchmarks/serve_engines.py", "--store", str(work / "phi3-store"), "--cases", ",".join(cases)]
-        return Task(name, seconds, [*argv, "--out", str(out / f"{name}.json")], ("phi3",), env="server")
+    def serving(case: str, seconds: int) -> Task:
+        name, argv = f"serving-gpu-{case}", ["benchmarks/serve_engines.py", "--store", str(work / "phi3-store")]
+        argv += ["--cases", case, "--out", str(out / f"{name}.json")]
+        return Task(name, seconds, argv, ("phi3",), env="server")
 
     small = work / "smollm2-store" / "bases" / "smollm2-135m-instruct-0.1.2" / "hf"  # packed_loss wants real weights
     packed = ["-m", "benchmarks.packed_loss", "--model", str(small), "--out", str(out / "gpu-packed-loss.json")]
@@ -65,9 +67,9 @@ def tasks(tokenizer: Path, out: Path, work: Path) -> list[Task]:
         stage("plain", 135, "model"),
         stage("phi3", 470, "plain"),
         stage("vllm", 480),
-        serving("serving-gpu-vllm", 600, "vllm-merged", "vllm-adapter", "vllm-gguf-Q8_0"),
-        serving("serving-gpu-llamacpp", 230, "llamacpp-BF16", "llamacpp-Q8_0", "llamacpp-Q4_K_M"),
-        training("training-full", 340, FULL, "full"),
+        *(serving(f"vllm-{weights}", 200) for weights in ("merged", "adapter", "gguf-Q8_0")),
+        *(serving(f"llamacpp-{quantization}", 80) for quantization in ("BF16", "Q8_0", "Q4_K_M")),
+        training("training-full", 510, FULL, "full"),
         training("training-chat", 280, CHAT, "chat"),
         stage("fast", 150, "phi3"),
         stage("smollm2", 155),
@@ -167,7 +169,7 @@ def main() -> int:
     wanted = [task for task in everything if task.name in names]
     if wish.list:
         for task in wanted:
-            print(f"{task.name:22} {task.seconds:4} s  {' '.join(task.argv)}")
+            print(f"{task.name:26} {task.seconds:4} s  {' '.join(task.argv)}")
         return 0
     cards = wish.cards.split(",") if wish.cards else [str(number) for number in range(_cards())]
     if not cards:

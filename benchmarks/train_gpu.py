@@ -47,15 +47,19 @@ RECIPE: dict[str, dict[str, Any]] = {
 }
 NO_RECOMPUTE = {"training.gradient_checkpointing": "off"}
 BF16 = {**NO_RECOMPUTE, "model.weights": "bf16"}
-# keys in capitals are environment variables, switches of Unsloth
+PREFETCH = {"UNSLOTH_DISABLE_DOUBLE_BUFFER": "0", "UNSLOTH_GC_PREFETCH": "1"}
+WHOLE = {"TUNESHIP_WHOLE_RECOMPUTE": "1"}
+# keys in capitals are environment variables, switches of Unsloth and of the backend
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "transformers": {"training.backend": "transformers", "training.gradient_checkpointing": "on"},
     "recipe": {},
-    "recipe-padded": {"training.batches": "padded"},
+    "recipe-whole": WHOLE,
+    "recipe-padded": {**WHOLE, "training.batches": "padded"},  # Unsloth's own
     "recipe-padding-free": {"training.batches": "padding_free"},
     "recipe-two-buffers": {"UNSLOTH_DISABLE_DOUBLE_BUFFER": "0"},
-    "recipe-prefetch": {"UNSLOTH_DISABLE_DOUBLE_BUFFER": "0", "UNSLOTH_GC_PREFETCH": "1"},
+    "recipe-prefetch": PREFETCH,
+    "recipe-prefetch-whole": {**PREFETCH, **WHOLE},
     "4bit": NO_RECOMPUTE,
     "4bit-padded": {**NO_RECOMPUTE, "training.batches": "padded"},
     "16bit": BF16,

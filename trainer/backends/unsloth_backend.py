@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelstore import Base
+from trainer.backends.last_product import leave_last_product_out
 from trainer.backends.preferences import dpo_trainer, preference_dataset
 from trainer.backends.recipe import dataset, datasets_of, dpo_config, seeded_trainer, sft_config
 from trainer.config import TrainConfig
@@ -37,6 +38,8 @@ class UnslothBackend:
         self, config: TrainConfig, base: Base, tokenizer: Any, prepared: Prepared, checkpoints: Path
     ) -> Any:
         model = _with_adapter(config, _load(config, base), base.folder("hf"))
+        if config.training.gradient_checkpointing != "off":
+            _shorten_recompute(model)
         evaluates = bool(prepared.held_out)
         if config.training.method == "dpo":
             trainer, made_of = dpo_trainer(), preference_dataset
@@ -90,6 +93,15 @@ def _with_adapter(config: TrainConfig, model: Any, folder: Path) -> Any:
         use_gradient_checkpointing=RECOMPUTE[config.training.gradient_checkpointing],
         random_state=config.training.seed,
     )
+
+
+def _shorten_recompute(model: Any) -> None:
+    """TUNESHIP_WHOLE_RECOMPUTE=1 keeps Unsloth's way, for comparison."""
+    from unsloth import FastLanguageModel
+
+    FastLanguageModel.for_training(model)  # else nothing is checkpointed yet
+    if os.environ.get("TUNESHIP_WHOLE_RECOMPUTE") != "1" and leave_last_product_out(model):
+        print("Blocks are computed again without their last product.", file=sys.stderr)
 
 
 def _padding_free(config: TrainConfig, prepared: Prepared) -> bool | None:

@@ -1,0 +1,93 @@
+"""Blocks that are computed again without their last product, with Unsloth's own kernels: on a GPU, or in Triton's
+interpreter. In a process of its own, because Unsloth changes what else imports transformers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NAMES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+BLOCKS = 2
+
+
+@pytest.mark.skipif(not (find_spec("unsloth") and find_spec("triton")), reason="Unsloth is not in this environment")
+@pytest.mark.parametrize(
+    ("model", "checkpoints", "products"),
+    [
+        ("llama", "reentrant", (14, 12)),  # of each block: 3 forward, 3 again, 1 for a gradient
+        ("llama", "non-reentrant", (14, 14)),
+        ("llama", "none", (8, 8)),
+        ("olmo2", "reentrant", (14, 14)),  # a norm behind the product needs its value
+    ],
+)
+def test_it_is_left_out_only_where_no_gradient_changes(
+    model: str, checkpoints: str, products: tuple[int, int], tmp_path: Path
+) -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "UNSLOTH_DISABLE_STATISTICS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment |= {"UNSLOTH_COMPILE_LOCATION": str(tmp_path), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *sys.path])
+    argv = [sys.executable, __file__, model, checkpoints]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert seen == {"left_out": products[0] != products[1], "products": list(products), "apart": 0.0, "trained": 28}
+
+
+def main(kind: str, checkpoints: str) -> dict[str, Any]:
+    import unsloth  # noqa: F401  before torch's users
+    from unsloth.kernels import fast_lora
+
+    from trainer.backends.last_product import _gradients, leave_last_product_out
+
+    counted, product = [], fast_lora.matmul_lora
+
+    def matmul_lora(*arguments: Any, **more: Any) -> Any:
+        counted.append(arguments[1].shape)
+        return product(*arguments, **more)
+
+    fast_lora.matmul_lora = matmul_lora
+    model = tiny(kind, checkpoints)
+    _, before = _gradients(model)
+    products = [len(counted)]
+    left_out = leave_last_product_out(model)
+    counted.clear()
+    _, after = _gradients(model)
+    products.append(len(counted))
+    apart = max(float((before[name] - after[name]).abs().max()) for name in before)
+    return {"left_out": left_out, "products": products, "apart": apart, "trained": len(after)}
+
+
+def tiny(kind: str, checkpoints: str) -> Any:
+    """As Unsloth prepares a model for training, in 32 bits."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from unsloth.kernels.fast_lora import apply_lora_mlp_swiglu
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "intermediate_size": 160, "vocab_size": 256, "pad_token_id": 0, "eos_token_id": 1}
+    config = AutoConfig.for_model(kind, num_hidden_layers=BLOCKS, num_attention_heads=4, num_key_value_heads=4, **shape)
+    model = get_peft_model(AutoModelForCausalLM.from_config(config), LoraConfig(r=4, target_modules=NAMES))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:  # begins as zeros
+            torch.nn.init.normal_(parameter, std=0.1)
+    for block in model.base_model.model.model.layers:
+        block.mlp.forward = MethodType(apply_lora_mlp_swiglu, block.mlp)
+    model.enable_input_require_grads()
+    if checkpoints != "none":
+        model.gradient_checkpointing_enable({"use_reentrant": checkpoints == "reentrant"})
+    return model.train()
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(*sys.argv[1:])))
