@@ -18,8 +18,8 @@ CHUNK = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "s
 class Stub:
     """Serves chat completions and keeps the gaps between the tokens that it wrote."""
 
-    def __init__(self, ttft_s: float, itl_s: float) -> None:
-        self.ttft_s, self.itl_s = ttft_s, itl_s
+    def __init__(self, ttft_s: float, itl_s: float, text: str) -> None:
+        self.ttft_s, self.itl_s, self.text = ttft_s, itl_s, text
         self.ttfts_s: list[float] = []
         self.gaps_s: list[float] = []
 
@@ -50,7 +50,7 @@ class Stub:
             now = time.perf_counter()
             (self.gaps_s if number else self.ttfts_s).append(now - last)
             last = now
-            self._event(writer, {"choices": [{"index": 0, "delta": {"content": " word"}, "finish_reason": None}]})
+            self._event(writer, {"choices": [{"index": 0, "delta": {"content": self.text}, "finish_reason": None}]})
             if self.itl_s == 0:
                 await writer.drain()
         self._event(writer, {"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]})
@@ -81,8 +81,10 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ttft-ms", type=float, default=100)
     parser.add_argument("--itl-ms", type=float, default=10)
+    parser.add_argument("--text", default=" word", help="of each token")
     wish = parser.parse_args()
-    server = await asyncio.start_server(Stub(wish.ttft_ms / 1000, wish.itl_ms / 1000).serve, "127.0.0.1", 0)
+    stub = Stub(wish.ttft_ms / 1000, wish.itl_ms / 1000, wish.text)
+    server = await asyncio.start_server(stub.serve, "127.0.0.1", 0)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 

@@ -59,7 +59,8 @@ def bench(url: str, api_key: str, as_json: bool, store: Path, out: Path | None, 
 
 def _said(row: dict[str, Any]) -> str:
     load = f"{row['streams']} streams" if "streams" in row else f"{row['rate']:g} requests/s"
-    return f"{load}: {row['completed']} answered, {row['failed']} failed in {row['seconds']:.1f} s"
+    faults = f" ({', '.join(row['errors'])})" if row["errors"] else ""
+    return f"{load}: {row['completed']} answered, {row['failed']} failed{faults} in {row['seconds']:.1f} s"
 
 
 def _numbers(option: str, text: str, whole: bool) -> tuple[float, ...]:

@@ -39,11 +39,20 @@ class Endpoint:
     api_key: str = ""
 
     def client(self, timeout_s: float = 120.0) -> AsyncOpenAI:
-        """The official client; retries are ours, so that they are counted."""
+        """The official client; retries are ours, so that they are counted. Each request has a connection of its own:
+        llama.cpp's server closes some between two requests, and a request that is sent just then fails.
+        """
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
         http = DefaultAsyncHttpxClient(timeout=timeout_s, event_hooks={"request": [_note_sending]})
-        return AsyncOpenAI(base_url=self.url, api_key=self.key, timeout=timeout_s, max_retries=0, http_client=http)
+        return AsyncOpenAI(
+            base_url=self.url,
+            api_key=self.key,
+            timeout=timeout_s,
+            max_retries=0,
+            default_headers={"Connection": "close"},
+            http_client=http,
+        )
 
     @property
     def key(self) -> str:

@@ -29,7 +29,9 @@ class Load:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds from the request: `arrivals_s` of every piece of text, `end_s` of the stream."""
+    """Seconds from the request: `arrivals_s` of every piece of text, `end_s` of the stream. Where the tokens made no
+    text (half a character, say), the end is the only arrival.
+    """
 
     began: float
     arrivals_s: tuple[float, ...]
@@ -50,8 +52,8 @@ class Timing:
 
     @property
     def tpot_ms(self) -> float | None:
-        """Time of an output token after the first; None for a single one."""
-        if self.output_tokens < 2:
+        """Time of an output token after the first; None for a single one, and for a single piece of text."""
+        if self.output_tokens < 2 or len(self.arrivals_s) < 2:
             return None
         return 1000 * (self.arrivals_s[-1] - self.arrivals_s[0]) / (self.output_tokens - 1)
 
@@ -81,7 +83,7 @@ async def fitted_prompts(client: AsyncOpenAI, load: Load, seed: int) -> Prompts:
 
 
 async def request(client: AsyncOpenAI, load: Load, prompt: str, due: float | None = None) -> Timing:
-    """Ask once, streaming. Raises what the client raises, and ConnectionError for a stream without text or usage.
+    """Ask once, streaming. Raises what the client raises, and ConnectionError for a stream without tokens or usage.
 
     `due`: when an open loop wanted it sent.
     """
@@ -102,6 +104,6 @@ async def request(client: AsyncOpenAI, load: Load, prompt: str, due: float | Non
             arrivals.append(time.perf_counter() - began)
         usage = chunk.usage or usage
     end_s = time.perf_counter() - began
-    if not arrivals or not usage:
-        raise ConnectionError("the stream ended without text or without usage")
-    return Timing(began, tuple(arrivals), end_s, usage.prompt_tokens, usage.completion_tokens, due or began)
+    if not usage or not usage.completion_tokens:
+        raise ConnectionError("the stream ended without tokens or without usage")
+    return Timing(began, tuple(arrivals or [end_s]), end_s, usage.prompt_tokens, usage.completion_tokens, due or began)

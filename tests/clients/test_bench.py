@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,13 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def stub() -> Iterator[str]:
-    argv = [sys.executable, str(ROOT / "benchmarks" / "stub_engine.py"), "--ttft-ms", "60", "--itl-ms", "10"]
+    with running("--ttft-ms", "60", "--itl-ms", "10") as url:
+        yield url
+
+
+@contextmanager
+def running(*options: str) -> Iterator[str]:
+    argv = [sys.executable, str(ROOT / "benchmarks" / "stub_engine.py"), *options]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         yield f"http://127.0.0.1:{process.stdout.readline().strip()}/v1"
@@ -45,6 +52,14 @@ def test_closed_and_open_loops_measure_what_the_engine_does(stub: str) -> None:
         assert found["goodput_requests_per_s"] == 0 and found["good_share"] == 0 and found["memory"] is None
     assert four["output_tokens_per_s"] > 2 * one["output_tokens_per_s"]
     assert "20/s" in table([one, four, rate])
+
+
+def test_tokens_without_text_are_no_failure() -> None:
+    """Half a character, or a control token: there is nothing to see before the end, and nothing wrong."""
+    with running("--text", "", "--ttft-ms", "5", "--itl-ms", "5") as url:
+        (found,) = asyncio.run(run_bench(Endpoint(url), BenchWish(Load("stub", 20, 4), (2,), requests=4)))
+    assert (found["completed"], found["errors"], found["output_tokens_mean"]) == (4, {}, 4)
+    assert found["ttft_ms_p50"] == pytest.approx(1000 * found["e2e_s_p50"], rel=0.1) and found["tpot_ms_p50"] is None
 
 
 def test_an_unknown_model_is_said_at_once(stub: str) -> None:

@@ -141,8 +141,10 @@ def test_mistakes_are_one_line(elsewhere: Elsewhere, options: tuple[str, ...], k
 
 
 def test_bench_works_there_too(elsewhere: Elsewhere, tmp_path: Path) -> None:
-    load = ("--streams", "2", "--requests", "2", "--prompt-tokens", "30", "--output-tokens", "4")
+    """llama.cpp's server closes kept connections, often after the hundredth request: none may be lost by that."""
+    count = 150 if ENGINE == "llamacpp" else 4
+    load = ("--streams", "3", "--requests", str(count), "--prompt-tokens", "20", "--output-tokens", "2")
     done = clients("bench", elsewhere, "--model", elsewhere.tuned, *load, "--json", "--out", str(tmp_path / "b.json"))
     assert done.returncode == 0, done.stderr
     (row,) = json.loads(done.stdout)
-    assert (row["completed"], row["failed"], row["output_tokens_mean"]) == (2, 0, 4)
+    assert (row["completed"], row["errors"], row["output_tokens_mean"]) == (count, {}, 2)
