@@ -153,7 +153,9 @@ class Store:
             size = artifact.path.stat().st_size
             if size != artifact.bytes:
                 raise UserError(f"{artifact.path} has {size} bytes, the manifest says {artifact.bytes}. {_DAMAGED}")
-            if sha256(artifact.path) != artifact.sha256:
+        artifacts = run.manifest.artifacts
+        for artifact, found in zip(artifacts, sha256(each.path for each in artifacts), strict=True):
+            if found != artifact.sha256:
                 raise UserError(f"{artifact.path} does not have the SHA-256 that its manifest states. {_DAMAGED}")
 
     def channel(self, name: str) -> str | None:
@@ -292,13 +294,14 @@ def _all(parent: Path) -> list[Run]:
 
 def _described(root: Path, specs: list[ArtifactSpec]) -> tuple[Artifact, ...]:
     """Size and hash of every file that the specs name; a folder stands for all files in it."""
-    found: list[Artifact] = []
+    found: list[tuple[ArtifactSpec, Path]] = []
     for spec in specs:
         top = root / safe_path(spec.path, root)
         files = sorted(path for path in top.rglob("*") if path.is_file()) if top.is_dir() else [top]
         if not files or not all(file.is_file() for file in files):
             raise UserError(f"{top} was to be published and is missing or empty.")
-        for file in files:
-            relative = file.relative_to(root).as_posix()
-            found.append(Artifact(spec.kind, relative, file.stat().st_size, sha256(file), spec.quantization, root))
-    return tuple(found)
+        found += [(spec, file) for file in files]
+    return tuple(
+        Artifact(spec.kind, file.relative_to(root).as_posix(), file.stat().st_size, digest, spec.quantization, root)
+        for (spec, file), digest in zip(found, sha256(file for _, file in found), strict=True)
+    )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import socket
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from modelstore import Artifact, Base, Run, Store, UserError
+from modelstore.files import sha256
 from modelstore.signatures import signer
 from server.engine import EngineKind, EngineOptions, EnginePlan, Weights
 from server.validation import Limits
@@ -46,8 +47,7 @@ def plan_serving(store: Store, ref: str, wish: Wish) -> ServePlan:
         for each in (run, base):
             signer(each, wish.allowed_signers)
     weights = find_weights(run, base, wish)
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(_check, dict.fromkeys((*run.manifest.artifacts, *weights.artifacts))))
+    _check(list(dict.fromkeys((*run.manifest.artifacts, *weights.artifacts))))
     engines = wish.engine.plans(run, base, weights, wish.options)
     return ServePlan(run, base, engines, Limits(wish.options.context_tokens, wish.options.slots))
 
@@ -76,16 +76,17 @@ _WHY = {
 }
 
 
-def _check(artifact: Artifact) -> None:
-    from modelstore.files import sha256
-
-    if not artifact.path.is_file() or artifact.path.stat().st_size != artifact.bytes:
-        raise UserError(f"{artifact.path} is missing or cut off. Restore the run or train again.")
-    if sha256(artifact.path) != artifact.sha256:
-        raise UserError(
-            f"{artifact.path} does not have the SHA-256 that its manifest states: it was damaged or changed after "
-            "publishing. Restore the run or train again."
-        )
+def _check(artifacts: Sequence[Artifact]) -> None:
+    """Raise UserError at the first file that is not what its manifest states."""
+    for artifact in artifacts:
+        if not artifact.path.is_file() or artifact.path.stat().st_size != artifact.bytes:
+            raise UserError(f"{artifact.path} is missing or cut off. Restore the run or train again.")
+    for artifact, found in zip(artifacts, sha256(each.path for each in artifacts), strict=True):
+        if found != artifact.sha256:
+            raise UserError(
+                f"{artifact.path} does not have the SHA-256 that its manifest states: it was damaged or changed after "
+                "publishing. Restore the run or train again."
+            )
 
 
 def listen(host: str, port: int) -> socket.socket:
