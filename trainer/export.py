@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from modelstore import ArtifactSpec, Base, Store, UserError
 from modelstore.files import exclusive_lock
@@ -25,6 +26,7 @@ QUANTIZER_THREADS = 4  # that one quantizer makes good use of
 SPARING = "with the processor alone, files in pieces and one at a time"
 
 Say = Callable[[str], None]
+Proven = TypeVar("Proven")
 
 
 def needed_bytes(base: Base, quantizations: tuple[str, ...], full_checkpoints: int = 0) -> int:
@@ -45,26 +47,31 @@ def export(
     base: Base,
     staging: Path,
     base_files: Callable[[bool], None],
+    prove_merged: Callable[[], Proven],
     *,
     quantizations: tuple[str, ...],
     say: Say,
     trained: Path | None = None,
     calibration: str | None = None,
     adapter_gguf: bool = False,
-) -> list[ArtifactSpec]:
+) -> tuple[list[ArtifactSpec], Proven]:
     """Write all artifacts below `staging`, where adapter/ is, or from the `trained` weights; `base_files(sparing)`
     returns when the base has its own. With a `calibration` text the run's files are quantized by its importance matrix.
+    Also returns what `prove_merged()` found about the merged weights; with processors to spare the GGUF files are made
+    meanwhile.
 
     When memory runs out, everything once more, sparing it. Raises UserError when that is not enough.
     """
 
-    def attempt(sparing: bool) -> list[ArtifactSpec]:
+    def attempt(sparing: bool) -> tuple[list[ArtifactSpec], Proven]:
         if sparing:
             base_files(sparing)  # first, so that nothing else is at work
-        specs = _export(base, staging, quantizations, say, trained, calibration, adapter_gguf, sparing)
+        specs, proven = _export(
+            base, staging, prove_merged, quantizations, say, trained, calibration, adapter_gguf, sparing
+        )
         if not sparing:
             base_files(sparing)
-        return specs
+        return specs, proven
 
     try:
         return attempt(sparing=False)
@@ -87,13 +94,14 @@ def export(
 def _export(
     base: Base,
     staging: Path,
+    prove_merged: Callable[[], Proven],
     quantizations: tuple[str, ...],
     say: Say,
     trained: Path | None,
     calibration: str | None,
     adapter_gguf: bool,
     sparing: bool,
-) -> list[ArtifactSpec]:
+) -> tuple[list[ArtifactSpec], Proven]:
     for name in ("merged", "gguf"):
         shutil.rmtree(staging / name, ignore_errors=True)  # what an interrupted attempt left
     say("export: merged 16-bit weights")
@@ -102,13 +110,24 @@ def _export(
     else:
         merge_files(base.folder("hf"), staging / "adapter", staging / "merged", sparing=sparing)
     say(f"export: GGUF {', '.join(quantizations)}")
-    specs = make_gguf(staging / "merged", staging / "gguf", "tuned", quantizations, base.id, calibration, sparing)
+    with ThreadPoolExecutor(1) as pool:  # the work is done by child processes
+        made = pool.submit(
+            make_gguf, staging / "merged", staging / "gguf", "tuned", quantizations, base.id, calibration, sparing
+        )
+        try:
+            if sparing or cpu_threads() < SPARE_THREADS:
+                made.result()
+            proven = prove_merged()
+        except BaseException:
+            end_children()
+            raise
+    specs = made.result()
     adapter = [] if trained else [ArtifactSpec("adapter", "adapter")]
     if adapter_gguf:
         finest = max(specs, key=lambda spec: BITS.get(spec.quantization or "", 0.0))
         write_adapter(staging / "adapter", staging / "merged", staging / finest.path, staging / "gguf" / "adapter.gguf")
         adapter.append(ArtifactSpec("adapter-gguf", "gguf/adapter.gguf"))
-    return [*adapter, ArtifactSpec("merged", "merged"), *specs]
+    return [*adapter, ArtifactSpec("merged", "merged"), *specs], proven
 
 
 def make_gguf(

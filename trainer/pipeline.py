@@ -28,7 +28,7 @@ from trainer.prepare import Prepared, prepare
 from trainer.probes import choose_probes
 from trainer.progress import Reporter
 from trainer.rows import Rows, rows_of
-from trainer.verify import measure_reference, verify
+from trainer.verify import measure_reference, verify_files, verify_merged
 from trainer.verify_options import verify_options
 
 
@@ -131,10 +131,11 @@ def _train_and_publish(
         reference = measure_reference(tuned.model, tokenizer, probes, four_bits=four_bits, base=untuned)
         tuned.save_adapter(staging.path / "adapter")
         tuned.release()
-        artifacts = export(
+        artifacts, (checks, merged) = export(
             base,
             staging.path,
             base_has_files,
+            lambda: verify_merged(staging.path, base, tokenizer, reference, report.say, tuned.weights),
             quantizations=quantizations,
             say=report.say,
             trained=tuned.weights,
@@ -142,7 +143,7 @@ def _train_and_publish(
             adapter_gguf=config.export.adapter_gguf,
         )
     artifacts += _keep_records(work, staging.path, prepared)
-    checks = verify(staging.path, base, artifacts, tokenizer, reference, report.say, tuned.weights)
+    checks += verify_files(staging.path, base, artifacts, tokenizer, reference, merged, report.say)
     base = store.base(base.id)  # with the files that were made meanwhile
     checks += verify_options(staging.path, base, artifacts, tokenizer, reference, config.export, report.say)
     if failed := [check for check in checks if not check.passed]:

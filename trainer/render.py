@@ -63,12 +63,8 @@ def render(conversation: Conversation, tokenizer: Any) -> Example:
     _refuse_lost_turns(messages, text)
     spans = _answer_spans(tokenizer, messages, text)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)  # templates write BOS themselves
-    ids, control = list(encoded["input_ids"]), tokenizer.added_tokens_decoder.keys()
-    mask = []
-    for token, (start, end) in zip(ids, encoded["offset_mapping"], strict=True):
-        # some control tokens swallow the space behind them, which may be an answer's first; they stay the prompt's
-        mask.append(int(_is_trained(start, min(end, start + 1) if token in control else end, spans)))
-    return Example(ids, mask)
+    ids = list(encoded["input_ids"])
+    return Example(ids, _mask(ids, encoded["offset_mapping"], list(tokenizer.added_tokens_decoder), spans))
 
 
 def prompt_text(tokenizer: Any, question: str) -> str:
@@ -126,9 +122,20 @@ def _until_last_answer(example: Example) -> tuple[list[int], int]:
     return example.input_ids[:end], start
 
 
-def _is_trained(start: int, end: int, spans: list[tuple[int, int]]) -> bool:
-    """Whether a token covers a character of an answer."""
-    return any(start < span_end and end > span_start for span_start, span_end in spans)
+def _mask(
+    ids: list[int], offsets: list[tuple[int, int]], control: list[int], spans: list[tuple[int, int]]
+) -> list[int]:
+    """1 for every token that covers a character of an answer, by the tokens' characters."""
+    import numpy as np
+
+    starts, ends = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
+    # some control tokens swallow the space behind them, which may be an answer's first; they stay the prompt's
+    ends = np.where(np.isin(ids, control), np.minimum(ends, starts + 1), ends)
+    trained = np.zeros(len(ids), dtype=bool)
+    for start, end in spans:
+        trained |= (starts < end) & (ends > start)
+    mask: list[int] = trained.astype(int).tolist()
+    return mask
 
 
 def _refuse_lost_turns(messages: list[dict[str, str]], text: str) -> None:

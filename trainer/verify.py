@@ -85,16 +85,18 @@ def measure_reference(
     return Reference(probes, tuned, untuned, four_bits)
 
 
-def verify(
+def verify_merged(
     folder: Path,
     base: Base,
-    artifacts: Sequence[ArtifactSpec],
     tokenizer: Any,
     reference: Reference,
     say: Callable[[str], None],
     trained: Path | None = None,
-) -> list[Check]:
-    """One check after the other; a failed one does not stop the rest. `trained`: weights that were trained whole."""
+) -> tuple[list[Check], Measured]:
+    """The checks that need no GGUF file, and the merged model's answers. `trained`: weights that were trained whole.
+
+    A failed check does not stop the rest, here and in verify_files.
+    """
     checks = [_differs_from_base(reference)]
     said = "merged weights are the trained ones" if trained else "merged weights are base + adapter"
     say(f"verify: {said}")
@@ -104,7 +106,20 @@ def verify(
         checks.append(_exact_weights(said, compare_weights(base.folder("hf"), folder / "adapter", folder / "merged")))
     checks.append(_same_settings(base.folder("hf"), folder / "merged"))
     merged = _measure_folder(folder / "merged", tokenizer, reference.probes)
-    checks.append(_check_merged(merged, reference))
+    return [*checks, _check_merged(merged, reference)], merged
+
+
+def verify_files(
+    folder: Path,
+    base: Base,
+    artifacts: Sequence[ArtifactSpec],
+    tokenizer: Any,
+    reference: Reference,
+    merged: Measured,
+    say: Callable[[str], None],
+) -> list[Check]:
+    """Every GGUF file in llama.cpp, against the `merged` model."""
+    checks = []
     for spec in artifacts:
         if spec.kind == "gguf":
             say(f"verify: {spec.path} in llama.cpp")

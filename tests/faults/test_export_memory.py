@@ -91,6 +91,21 @@ def test_the_base_s_files_are_made_once_more_too(
     store.check(run)
 
 
+def test_a_proof_that_fails_ends_what_is_made_beside_it(
+    wish: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.export.SPARE_THREADS", 1)
+
+    def fails(*_: Any) -> None:
+        raise ValueError("no proof")
+
+    monkeypatch.setattr("trainer.pipeline.verify_merged", fails)
+    with pytest.raises(ValueError, match="no proof"):
+        go(wish, tmp_path)
+    assert not gguf_files._children
+    assert Store(tmp_path).runs() == []
+
+
 def test_an_export_that_never_fits_says_so_and_the_next_start_exports(
     wish: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

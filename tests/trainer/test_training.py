@@ -25,7 +25,7 @@ from trainer.prepare import prepare
 from trainer.probes import choose_probes
 from trainer.progress import Reporter
 from trainer.rows import read_rows
-from trainer.verify import LARGEST_WEIGHT_ERROR, Reference, measure_reference, verify
+from trainer.verify import LARGEST_WEIGHT_ERROR, Reference, measure_reference, verify_files, verify_merged
 from trainer.weights import compare_trained
 
 ROOT = Path(__file__).parents[2]
@@ -195,7 +195,9 @@ def test_every_broken_export_is_caught(
     store, run = published
     base = store.base(run.manifest.base["id"])
     specs = _broken(fault, run, base.folder("hf"), tmp_path)
-    checks = verify(tmp_path, base, specs, load_tokenizer(base), reference, lambda _: None)
+    tokenizer, say = load_tokenizer(base), [].append
+    checks, merged = verify_merged(tmp_path, base, tokenizer, reference, say)
+    checks += verify_files(tmp_path, base, specs, tokenizer, reference, merged, say)
     caught[fault] = _figures(check for check in checks if not check.passed)
     assert any(BROKEN[fault] in name for name in caught[fault]), [(c.name, c.figures) for c in checks]
 

@@ -56,13 +56,16 @@ class UnslothBackend:
 
 
 def _keep_offline(cache: Path) -> None:
-    """Unsloth reads these when it is imported: no statistics, no clone of llama.cpp, compiled code in the cache; one
-    buffer for activations that come back from main memory.
+    """Unsloth reads these when it is imported: no statistics, no clone of llama.cpp, compiled code in the cache, also
+    torch's and Triton's; one buffer for activations that come back from main memory.
     """
+    cache = cache.absolute()
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("UNSLOTH_AUTO_INSTALL", "0")
     os.environ.setdefault("UNSLOTH_LLAMA_CPP_OFFLINE", "1")
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache / "unsloth_compiled"))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "inductor"))
+    os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
     os.environ.setdefault("UNSLOTH_DISABLE_DOUBLE_BUFFER", "1")  # one layer's activations less on the card
 
 
