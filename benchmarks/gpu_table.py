@@ -71,6 +71,7 @@ def tasks(tokenizer: Path, out: Path, work: Path) -> list[Task]:
         *(serving(f"llamacpp-{quantization}", 80) for quantization in ("BF16", "Q8_0", "Q4_K_M")),
         training("training-full", 510, FULL, "full"),
         training("training-chat", 280, CHAT, "chat"),
+        stage("warm", 220, "phi3"),
         stage("fast", 150, "phi3"),
         stage("smollm2", 155),
         stage("dpo", 60),

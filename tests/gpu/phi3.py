@@ -56,11 +56,9 @@ def phi3(wish: argparse.Namespace) -> dict[str, Any]:
         quantizations='["Q4_K_M", "Q8_0", "BF16"]',  # BF16 for benchmarks/serve_engines.py
     )
     said = train(config, store, wish.work / "phi3.log")
-    manifest = _manifest(store, wish.work / "phi3.log")
-    log = [json.loads(line) for line in (Path(manifest["path"]) / "training.jsonl").read_text().splitlines()]
-    training, seconds = manifest["training"], _step_seconds(log, manifest["training"]["tokens_per_step"])
-    step_s = statistics.median(seconds[5:])
-    stages = _stages(said)
+    manifest, log = published(store, wish.work / "phi3.log")
+    training, seconds = manifest["training"], step_seconds(log, manifest["training"]["tokens_per_step"])
+    step_s, began = statistics.median(seconds[5:]), stages(said)
     ours = {
         "seconds_per_step": round(step_s, 4),
         "tokens_per_s": round(training["tokens_per_step"] / step_s, 1),
@@ -70,8 +68,8 @@ def phi3(wish: argparse.Namespace) -> dict[str, Any]:
         "peak_reserved_gib": round(training["peak_memory_bytes"] / 2**30, 3),
         "first_losses": [line["loss"] for line in log[:PLAIN_STEPS]],
     }
-    export_s = round(stages["end"] - stages["export: merged 16-bit weights"], 1)
-    result = {"result": ours, "stages_s": stages, "export_and_verify_s": export_s, "article": ARTICLE}
+    export_s = round(began["end"] - began["export: merged 16-bit weights"], 1)
+    result = {"result": ours, "stages_s": began, "export_and_verify_s": export_s, "article": ARTICLE}
     result |= {"verification": manifest["verification"], "artifacts": manifest["artifacts"], "goals": GOALS}
     compared = _compared(ours, export_s, wish)
     shortened = any("without their last product" in line for _, line in said)
@@ -134,7 +132,7 @@ def train(config: Path, store: Path, log: Path) -> list[tuple[float, str]]:
     return [*lines, (time.monotonic() - started, "end")]
 
 
-def _stages(said: list[tuple[float, str]]) -> dict[str, float]:
+def stages(said: list[tuple[float, str]]) -> dict[str, float]:
     """Seconds since the start at which each stage began."""
     names = ("data:", "backend:", "base:", "prepared:", "training:", "step 1/", "export:", "verify:", "publish:")
     shown = [(at, re.sub(r"(?<!\S)/\S+", "FOLDER", line)) for at, line in said if line.startswith(names)]
@@ -142,14 +140,16 @@ def _stages(said: list[tuple[float, str]]) -> dict[str, float]:
     return {**found, "end": round(said[-1][0], 1)}
 
 
-def _manifest(store: Path, log: Path) -> dict[str, Any]:
+def published(store: Path, log: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The manifest of the newest run, and its training's log."""
     paths = sorted((store / "runs").glob("*/manifest.json"))
     if not paths:
         raise RuntimeError(log.read_text()[-2000:])
-    return {**json.loads(paths[-1].read_text()), "path": str(paths[-1].parent)}
+    curve = (paths[-1].parent / "training.jsonl").read_text().splitlines()
+    return json.loads(paths[-1].read_text()), [json.loads(line) for line in curve]
 
 
-def _step_seconds(log: list[dict[str, Any]], step_tokens: float) -> list[float]:
+def step_seconds(log: list[dict[str, Any]], step_tokens: float) -> list[float]:
     """Seconds of every step, from the running average that the log has."""
     elapsed = [line["step"] * step_tokens / line["tokens_per_s"] for line in log if line.get("tokens_per_s")]
     return [after - before for before, after in zip([0.0, *elapsed[:-1]], elapsed, strict=True)]

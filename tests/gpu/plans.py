@@ -1,14 +1,46 @@
-"""What a config line changes: the plan that the trainer finds fastest for Phi-3-mini, and learning from preferences."""
+"""What follows the first training: the same with warm caches, the plan that is fastest, learning from preferences."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
+import time
 from typing import Any
 
-from tests.gpu.phi3 import ROOT, model_folder, preset, rows_file, train
+from tests.gpu.phi3 import ROOT, model_folder, preset, published, rows_file, stages, step_seconds, train
+from tests.gpu.smollm2 import served
+
+WARM_STEPS = 20
+WARM_GOAL_S = 120
+
+
+def warm(wish: argparse.Namespace) -> dict[str, Any]:
+    """The preset once more in the store of the stage phi3: the base is known, what was compiled is in the cache. All
+    seconds from the command to a served token, but those of the training steps.
+    """
+    store, log = wish.work / "phi3-store", wish.work / "warm.log"
+    config = preset(
+        "phi3-mini",
+        wish.work / "warm.toml",
+        base=f'"{model_folder(wish)}"',
+        path=f'"{rows_file(wish)}"',
+        questions=None,
+        max_steps=str(WARM_STEPS),
+        logging_steps="1",
+    )
+    said = train(config, store, log)
+    manifest, curve = published(store, log)
+    step_s = statistics.median(step_seconds(curve, manifest["training"]["tokens_per_step"])[5:])
+    trained, began = said[-1][0], time.monotonic()
+    with served(store, manifest["id"], wish.work / "warm-serve.log"):
+        start_s = time.monotonic() - began
+    rest = trained - WARM_STEPS * step_s + start_s
+    found = {"train_s": round(trained, 1), "steps": WARM_STEPS, "seconds_per_step": round(step_s, 4)}
+    found |= {"server_start_s": round(start_s, 1), "all_but_the_steps_s": round(rest, 1), "goal_s": WARM_GOAL_S}
+    return {**found, "stages_s": stages(said), "checks": {"warm: it is published and served": True}}
 
 
 def fast(wish: argparse.Namespace) -> dict[str, Any]:

@@ -7,6 +7,7 @@ phi3       Phi-3-mini's architecture with random weights and the real vocabulary
            fill 2048 tokens, then merge, GGUF, verification, publication; memory, speed and export times
 smollm2    SmolLM2-135M with real weights: the demo's config through Unsloth, served, evaluated; and a run that is
            interrupted and resumed
+warm       the preset for a few steps in the store of phi3, with what is in its caches, up to a served token
 fast       what `plan = "fastest"` finds for Phi-3-mini's architecture on this card
 dpo        the demo's preferences through Unsloth
 llamacpp   the conformance suite of the endpoint (tests/conformance) on llama.cpp with all layers on the GPU
@@ -32,13 +33,14 @@ from typing import Any
 
 from tests.gpu.conformance import conformance
 from tests.gpu.phi3 import phi3, plain
-from tests.gpu.plans import dpo, fast
+from tests.gpu.plans import dpo, fast, warm
 from tests.gpu.smollm2 import smollm2
 
 Result = dict[str, Any]
 STAGES: dict[str, Callable[[argparse.Namespace], Result]] = {
     "plain": plain,
     "phi3": phi3,
+    "warm": warm,
     "smollm2": smollm2,
     "fast": fast,
     "dpo": dpo,

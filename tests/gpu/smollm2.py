@@ -57,12 +57,8 @@ def smollm2(wish: argparse.Namespace) -> dict[str, Any]:
 
 def _evaluate(store: Path, work: Path) -> dict[str, float]:
     """Serve the run and ask the held-out questions, as a user does."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with _served(store, port, work / "serve.log"):
-        url, out = f"http://127.0.0.1:{port}", work / "report"
-        subprocess.run(program("server", "wait", "--url", url, "--timeout-s", "120"), cwd=ROOT, check=True)
+    with served(store, "current", work / "serve.log") as url:
+        out = work / "report"
         argv = program("clients", "eval", "--url", f"{url}/v1", "--store", str(store), "--out", str(out))
         argv += ["--questions", "data/handbook-en/questions.jsonl", "--json"]
         done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -85,15 +81,20 @@ def llama_server() -> dict[str, str]:
 
 
 @contextmanager
-def _served(store: Path, port: int, log: Path) -> Iterator[None]:
-    environment = {**os.environ, **llama_server()}
-    argv = program("server", "serve", "current", "--store", str(store), "--port", str(port), "--engine", "llamacpp")
+def served(store: Path, ref: str, log: Path) -> Iterator[str]:
+    """The run behind llama.cpp, ready; the server's address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment, url = {**os.environ, **llama_server()}, f"http://127.0.0.1:{port}"
+    argv = program("server", "serve", ref, "--store", str(store), "--port", str(port), "--engine", "llamacpp")
     with (
         log.open("w") as said,
         subprocess.Popen(argv, cwd=ROOT, stdout=said, stderr=said, env=environment) as server,
     ):
         try:
-            yield
+            subprocess.run(program("server", "wait", "--url", url, "--timeout-s", "120"), cwd=ROOT, check=True)
+            yield url
         finally:
             server.send_signal(signal.SIGTERM)
             server.wait(30)
