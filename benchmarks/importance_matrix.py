@@ -2,12 +2,12 @@
 """What an importance matrix of the training rows gains: each quantization of a run with and without it, on questions
 that were never trained.
 
-usage: TUNESHIP_LLAMACPP=FOLDER .venv/trainer/bin/python benchmarks/importance_matrix.py STORE RUN RESULT.json COMMIT
+usage: make llamacpp, then .venv/trainer/bin/python benchmarks/importance_matrix.py STORE RUN RESULT.json
 
-COMMIT is the one that FOLDER was built from: its programs do not know it. FOLDER also needs llama-perplexity. Measured
-against the run's BF16 GGUF: mean KL divergence over the second half of each stretch of 512 tokens of the questions with
-their answers, rendered by the chat template, and the share of positions with the same most probable token; and how many
-questions llama-server answers rightly (greedy, one by one).
+Another llama.cpp that TUNESHIP_LLAMACPP names needs llama-perplexity too. Measured against the run's BF16 GGUF: mean KL
+divergence over the second half of each stretch of 512 tokens of the questions with their answers, rendered by the chat
+template, and the share of positions with the same most probable token; and how many questions llama-server answers
+rightly (greedy, one by one).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from clients.scorers import score  # noqa: E402
 from modelstore import Run, Store  # noqa: E402
 from modelstore.machine import cpu_threads  # noqa: E402
 from trainer.config import TrainConfig  # noqa: E402
-from trainer.gguf_files import convert, llamacpp_folder, quantize  # noqa: E402
+from trainer.gguf_files import convert, llamacpp_folder, quantize, tool_version  # noqa: E402
 from trainer.gguf_probe import llama_server, post  # noqa: E402
 from trainer.importance import calibration_text, importance_matrix  # noqa: E402
 from trainer.machine import hardware, package_versions  # noqa: E402
@@ -82,7 +82,7 @@ def divergence(gguf: Path, logits: Path) -> dict[str, float]:
     same = re.search(r"Same top p: +([\d.]+)", said)
     if not mean or not same:
         sys.exit(f"llama-perplexity said no divergence of {gguf.name}:\n{said[-1000:]}")
-    return {"kl_nats": float(mean[1]), "kl_error": float(mean[2]), "same_top": float(same[1]) / 100}
+    return {"kl_nats": float(mean[1]), "kl_error": float(mean[2]), "same_top": round(float(same[1]) / 100, 5)}
 
 
 def right_answers(gguf: Path, questions: list[Question]) -> int:
@@ -130,16 +130,14 @@ def main() -> None:
     parser.add_argument("store", type=Path)
     parser.add_argument("run")
     parser.add_argument("result", type=Path)
-    parser.add_argument("commit", help="that FOLDER was built from; its programs do not know it")
     wish = parser.parse_args()
     store = Store(wish.store)
     run = store.run(wish.run)
     head = {
-        "command": f"benchmarks/importance_matrix.py STORE RUN {wish.result.name} {wish.commit}",
+        "command": f"benchmarks/importance_matrix.py STORE RUN {wish.result.name}",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "llamacpp_commit": wish.commit,
         "hardware": hardware(),
-        "packages": package_versions(),
+        "packages": package_versions() | tool_version(),
         "load_before": round(os.getloadavg()[0], 2),
         "base": run.manifest.base["id"],
         "config_sha256": run.manifest.config_sha256,

@@ -18,10 +18,10 @@ def matrix_gain(result: dict[str, Any]) -> str:
     return f"""## The importance matrix
 
 `{result["command"]}`, {result["date"]}: {hardware["processor"]}, {hardware["threads"]} threads, llama.cpp
-{result["llamacpp_commit"]}; base {result["base"]}, one training of the demo. The matrix took {result["matrix_s"]} s.
-Against the run's BF16 file, on {result["questions"]} questions that were never trained, with their answers: mean KL
-divergence with its standard error, the share of positions with the same most probable token, and right answers (BF16:
-{sixteen_bit["right"]}).
+{result["packages"]["llama.cpp"]}; base {result["base"]}, one training of the demo. The matrix took
+{result["matrix_s"]} s. Against the run's BF16 file, on {result["questions"]} questions that were never trained, with
+their answers: mean KL divergence with its standard error, the share of positions with the same most probable token, and
+right answers (BF16: {sixteen_bit["right"]}).
 
 | file | KL, nats | with matrix | same token | with matrix | right | with matrix |
 |---|---|---|---|---|---|---|

@@ -25,7 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / ".venv" / "llamacpp"
 SOURCE = ROOT / "requirements" / "hashed" / "llamacpp-source.txt"
-PROGRAMS = ("llama-server", "llama-quantize", "llama-imatrix")
+PROGRAMS = ("llama-server", "llama-quantize", "llama-imatrix", "llama-perplexity")  # the last for a benchmark
 BESIDE = ("conversion", "gguf-py", "convert_hf_to_gguf.py", "LICENSE")
 OPTIONS = [
     "-DCMAKE_BUILD_TYPE=Release",
