@@ -80,7 +80,7 @@ def _phi3(plain: dict[str, Any], suite: dict[str, Any], warm: dict[str, Any] | N
 {suite["packages"]["unsloth"]}: Phi-3-mini's architecture with random weights, the article's recipe on rows that fill
 2048 tokens, and the same rows through transformers, bitsandbytes, peft and trl. Both speeds are medians without the
 first five steps: the kit's over the {ours["steps"] - 5} steps of a sustained training, the plain stack's over \
-{theirs["timed_steps"]} of a short one. On the host's second card other suites ran; the base model's GGUF files
+{theirs["timed_steps"]} of a short one. On the host's other cards other suites ran; the base model's GGUF files
 were made beside the training.
 
 {_alike(plain, apart, alike)}
