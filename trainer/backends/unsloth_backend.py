@@ -100,9 +100,7 @@ def _with_adapter(config: TrainConfig, model: Any, folder: Path) -> Any:
 
 def _shorten_recompute(model: Any) -> None:
     """TUNESHIP_WHOLE_RECOMPUTE=1 keeps Unsloth's way, for comparison."""
-    from unsloth import FastLanguageModel
-
-    FastLanguageModel.for_training(model)  # else nothing is checkpointed yet
+    model.for_training()  # as its trainer does later: else nothing is checkpointed yet
     if os.environ.get("TUNESHIP_WHOLE_RECOMPUTE") != "1" and leave_last_product_out(model):
         print("Blocks are computed again without their last product.", file=sys.stderr)
 
