@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from types import MethodType
 from typing import Any
 
@@ -35,6 +36,8 @@ def leave_last_product_out(model: Any) -> bool:
             return True
     except Exception as error:  # a model that this was not made for: it trains as Unsloth has it
         print(f"blocks are computed again as a whole: {type(error).__name__}: {error}", file=sys.stderr)
+    finally:
+        _forget_trial(model)
     for mlp in mlps:
         mlp.forward = MethodType(apply_lora_mlp_swiglu, mlp)
     return False
@@ -100,6 +103,19 @@ def _gradients(model: Any) -> tuple[float, dict[str, Any]]:
             del os.environ["UNSLOTH_BLOCK_COMPILE"]
         else:
             os.environ["UNSLOTH_BLOCK_COMPILE"] = before
+
+
+def _forget_trial(model: Any) -> None:
+    """What Unsloth does, with a warning, when its trainer finds that a model was used before."""
+    import torch
+    from unsloth_zoo.gradient_checkpointing import reset_unsloth_gradient_checkpointing_buffers
+
+    torch._dynamo.reset()
+    with suppress(NameError):  # its offloading was never switched on
+        reset_unsloth_gradient_checkpointing_buffers()
+    for module in model.modules():
+        if marker := vars(module).get("_unsloth_pretrain_marker"):
+            marker["seen"] = False
 
 
 def _same(one: tuple[float, dict[str, Any]], other: tuple[float, dict[str, Any]]) -> bool:
