@@ -15,10 +15,10 @@ MENDED = {  # not run on a GPU since
 }
 NAMES = {
     "recipe": "the recipe, one buffer for offloaded checkpoints",
-    "recipe-whole": "the same, blocks computed again as a whole",
+    "recipe-whole": "the recipe, one buffer, blocks computed again as a whole",
     "recipe-two-buffers": "the recipe: 4-bit weights, offloaded checkpoints",
-    "recipe-prefetch": "the same, prefetching the offloaded",
-    "recipe-prefetch-whole": "prefetching, blocks computed again as a whole",
+    "recipe-prefetch": "the recipe, prefetching offloaded checkpoints",
+    "recipe-prefetch-whole": "the recipe, prefetching, blocks computed again as a whole",
     "16bit": "16-bit weights, nothing recomputed",
     "16bit-graphs": "the same, a CUDA graph for each block",
     "plain": "plain stack, padded",

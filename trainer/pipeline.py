@@ -119,8 +119,8 @@ def _train_and_publish(
     planned = check(chosen, backend.name, base, prepared.train, report.say, ignore=ignore_plan)
 
     def attempt(plan: TrainConfig) -> Finetuned:
-        if choice.chosen and plan != chosen:  # memory ran out in that one
-            forget(store.cache, choice.chosen)
+        if plan != chosen:  # memory ran out in that one
+            forget(store.cache, choice)
         finetune, on_step = finetuner(plan), report.on_step
         return finetune(plan, backend, base, tokenizer, prepared, work=work, on_step=on_step, should_stop=should_stop)
 

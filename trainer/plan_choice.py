@@ -24,6 +24,7 @@ from trainer.plan_remembered import (
     AS_WRITTEN,
     Candidate,
     Choice,
+    file_of,
     kind_of,
     recall,
     recall_run,
@@ -76,13 +77,15 @@ def _choose(report: Report, trial: Trial, rows: Sequence[Example], cache: Path, 
     if len(candidates) == 1:
         return Choice(why="the prediction leaves no other", chosen=candidates[0])
     kind = kind_of(report, trial.backend.name, trial.base.id)
+    file = file_of(kind)
     if known := recall(cache, kind, candidates):
-        return Choice(why="remembered as the fastest of a training like this", chosen=fastest(known), candidates=known)
+        why = "remembered as the fastest of a training like this"
+        return Choice(why=why, chosen=fastest(known), candidates=known, file=file)
     say(f"plan: {len(listed)} plans may be the fastest that fits, so {STEPS} steps of each are tried")
     tried = [_tried(proposal, report, trial, rows, work, say) for proposal in listed]
     remember(cache, kind, tried)
     if best := fastest(tried):
-        return Choice(why=f"the fastest of {len(tried)} that were tried", chosen=best, candidates=tried)
+        return Choice(why=f"the fastest of {len(tried)} that were tried", chosen=best, candidates=tried, file=file)
     spare = Candidate.of(after_out_of_memory(proposals, listed))
     return Choice(why="memory ran out in all that were tried, and it needs less", chosen=spare, candidates=tried)
 

@@ -59,13 +59,14 @@ class Candidate(BaseModel):
 
 
 class Choice(BaseModel):
-    """What to train with; `chosen` is None for the config as it is written."""
+    """What to train with; `chosen` is None for the config as it is written. `file` of the cache has what was tried."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     why: str
     chosen: Candidate | None = None
     candidates: list[Candidate] = []
+    file: str | None = None
 
     def applied_to(self, config: TrainConfig) -> TrainConfig:
         """The config with what was chosen in the place of what is written."""
@@ -79,7 +80,7 @@ class Choice(BaseModel):
 
     def for_manifest(self) -> dict[str, Any]:
         """Nothing where nothing was to be chosen."""
-        return {} if self == AS_WRITTEN else self.model_dump()
+        return {} if self == AS_WRITTEN else self.model_dump(exclude={"file"})
 
 
 AS_WRITTEN = Choice(why="as written")
@@ -127,7 +128,7 @@ def kind_of(report: Report, backend: str, base_id: str) -> dict[str, Any]:
 def recall(cache: Path, kind: dict[str, Any], candidates: Sequence[Candidate]) -> list[Candidate] | None:
     """The candidates with the seconds that they took before; None unless all were tried and one of them ran."""
     try:
-        tried = _Tried.model_validate_json(_file(cache, kind).read_bytes())
+        tried = _Tried.model_validate_json((cache / "plans" / file_of(kind)).read_bytes())
     except (OSError, ValueError):  # none, or a broken one, which is written anew
         return None
     seconds = {before.plan: before.seconds_per_step for before in tried.candidates}
@@ -139,31 +140,27 @@ def recall(cache: Path, kind: dict[str, Any], candidates: Sequence[Candidate]) -
 
 def remember(cache: Path, kind: dict[str, Any], candidates: Sequence[Candidate]) -> None:
     """For the next training of this kind."""
-    path = _file(cache, kind)
+    path = cache / "plans" / file_of(kind)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, _Tried(kind=kind, candidates=list(candidates)).model_dump_json(indent=1).encode())
 
 
-def forget(cache: Path, chosen: Candidate) -> None:
+def forget(cache: Path, choice: Choice) -> None:
     """Memory ran out in what was chosen: the next training of that kind knows it, as if it had in the trial."""
-    for path in (cache / "plans").glob("*.json"):
-        try:
-            tried = _Tried.model_validate_json(path.read_bytes())
-        except (OSError, ValueError):
-            continue
-        # measured to a tenth of a millisecond, so nothing else has the same plan and seconds
-        alike = [
-            each.plan == chosen.plan and each.seconds_per_step == chosen.seconds_per_step for each in tried.candidates
-        ]
-        if any(alike):
-            pairs = zip(tried.candidates, alike, strict=True)
-            tried.candidates = [each.measured(None) if is_it else each for each, is_it in pairs]
-            write_atomically(path, tried.model_dump_json(indent=1).encode())
+    if choice.file is None or choice.chosen is None:  # nothing was tried
+        return
+    path, plan = cache / "plans" / choice.file, choice.chosen.plan
+    try:
+        tried = _Tried.model_validate_json(path.read_bytes())
+    except (OSError, ValueError):  # the cache was emptied
+        return
+    tried.candidates = [each.measured(None) if each.plan == plan else each for each in tried.candidates]
+    write_atomically(path, tried.model_dump_json(indent=1).encode())
 
 
-def _file(cache: Path, kind: dict[str, Any]) -> Path:
-    digest = hashlib.sha256(json.dumps(kind, sort_keys=True).encode()).hexdigest()
-    return cache / "plans" / f"{digest[:16]}.json"
+def file_of(kind: dict[str, Any]) -> str:
+    """Its name below plans/ in the cache."""
+    return f"{hashlib.sha256(json.dumps(kind, sort_keys=True).encode()).hexdigest()[:16]}.json"
 
 
 def _power_of_two(tokens: float) -> int:

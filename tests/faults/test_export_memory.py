@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -94,15 +95,22 @@ def test_the_base_s_files_are_made_once_more_too(
 def test_a_proof_that_fails_ends_what_is_made_beside_it(
     wish: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The converters of the run and of the base would take a minute."""
     monkeypatch.setattr("trainer.export.SPARE_THREADS", 1)
+    monkeypatch.setattr(gguf_files, "bound", lambda argv: ["sleep", "60"] if "--outtype" in argv else argv)
+
+    failed = list[float]()
 
     def fails(*_: Any) -> None:
+        while len(gguf_files._children) < 2:
+            time.sleep(0.02)
+        failed.append(time.monotonic())
         raise ValueError("no proof")
 
     monkeypatch.setattr("trainer.pipeline.verify_merged", fails)
     with pytest.raises(ValueError, match="no proof"):
         go(wish, tmp_path)
-    assert not gguf_files._children
+    assert time.monotonic() - failed[0] < 30 and not gguf_files._children
     assert Store(tmp_path).runs() == []
 
 

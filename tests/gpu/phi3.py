@@ -44,14 +44,11 @@ def plain(wish: argparse.Namespace) -> dict[str, Any]:
 
 def phi3(wish: argparse.Namespace) -> dict[str, Any]:
     """The kit's whole pipeline."""
-    base, rows, store = model_folder(wish), rows_file(wish), wish.work / "phi3-store"
-    config = preset(
+    store = wish.work / "phi3-store"
+    config = on_full_rows(
+        wish,
         "phi3-mini",
-        wish.work / "phi3.toml",
-        base=f'"{base}"',
-        path=f'"{rows}"',
-        questions=None,
-        max_steps=str(wish.phi3_steps),
+        wish.phi3_steps,
         logging_steps="1",
         quantizations='["Q4_K_M", "Q8_0", "BF16"]',  # BF16 for benchmarks/serve_engines.py
     )
@@ -99,6 +96,12 @@ def _compared(ours: dict[str, Any], export_s: float, wish: argparse.Namespace) -
         "phi3: losses within 1e-2": ratios["largest_loss_difference"] <= GOALS["loss_difference"],
     }
     return {"against_plain": ratios, "checks": checks}
+
+
+def on_full_rows(wish: argparse.Namespace, name: str, steps: int, **values: str | None) -> Path:
+    """The preset for so many steps on the suite's model and rows."""
+    values |= {"base": f'"{model_folder(wish)}"', "path": f'"{rows_file(wish)}"', "questions": None}
+    return preset(name, wish.work / f"{name}-{steps}.toml", max_steps=str(steps), **values)
 
 
 def preset(name: str, target: Path, **values: str | None) -> Path:

@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any
 
-from tests.gpu.phi3 import ROOT, model_folder, preset, published, rows_file, stages, step_seconds, train
+from tests.gpu.phi3 import ROOT, on_full_rows, preset, published, stages, step_seconds, train
 from tests.gpu.smollm2 import served
 
 WARM_STEPS = 20
@@ -22,15 +22,7 @@ def warm(wish: argparse.Namespace) -> dict[str, Any]:
     seconds from the command to a served token, but those of the training steps.
     """
     store, log = wish.work / "phi3-store", wish.work / "warm.log"
-    config = preset(
-        "phi3-mini",
-        wish.work / "warm.toml",
-        base=f'"{model_folder(wish)}"',
-        path=f'"{rows_file(wish)}"',
-        questions=None,
-        max_steps=str(WARM_STEPS),
-        logging_steps="1",
-    )
+    config = on_full_rows(wish, "phi3-mini", WARM_STEPS, logging_steps="1")
     said = train(config, store, log)
     manifest, curve = published(store, log)
     step_s = statistics.median(step_seconds(curve, manifest["training"]["tokens_per_step"])[5:])
@@ -46,14 +38,7 @@ def warm(wish: argparse.Namespace) -> dict[str, Any]:
 def fast(wish: argparse.Namespace) -> dict[str, Any]:
     """`plan = "fastest"` on the rows of the stage phi3: what was tried, what was chosen, and two steps of it."""
     store = wish.work / "fast-store"
-    config = preset(
-        "phi3-mini-fast",
-        wish.work / "fast.toml",
-        base=f'"{model_folder(wish)}"',
-        path=f'"{rows_file(wish)}"',
-        questions=None,
-        max_steps=str(wish.phi3_steps),
-    )
+    config = on_full_rows(wish, "phi3-mini-fast", wish.phi3_steps)
     argv = [sys.executable, "-m", "trainer", "train", "--config", str(config), "--store", str(store)]
     done = subprocess.run([*argv, "--dry-run", "--json"], cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:

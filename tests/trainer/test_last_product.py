@@ -1,5 +1,5 @@
-"""Blocks that are computed again without their last product, with Unsloth's own kernels: on a GPU, or in Triton's
-interpreter. In a process of its own, because Unsloth changes what else imports transformers.
+"""Blocks that are computed again without their last product, with Unsloth's own kernels in Triton's interpreter. In a
+process of its own, because Unsloth changes what else imports transformers.
 """
 
 from __future__ import annotations

@@ -72,8 +72,9 @@ def _function() -> Any:
         @fast_lora.torch_amp_custom_fwd  # type: ignore[untyped-decorator]
         def forward(ctx: Any, states: Any, *arguments: Any) -> Any:
             gate, up, down = arguments[:5], arguments[5:10], arguments[10:15]  # weight, its quantization, A, B, scale
+            kernel = arguments[16]  # of the backward pass; the one before is the forward pass's
             gated, upped = fast_lora.matmul_lora(states, *gate), fast_lora.matmul_lora(states, *up)
-            ctx.custom_saved_tensors = (*gate[:2], gate[4], *up[:2], up[4], *down[:2], down[4], arguments[16])
+            ctx.custom_saved_tensors = (*gate[:2], gate[4], *up[:2], up[4], *down[:2], down[4], kernel)
             ctx.save_for_backward(*gate[2:4], *up[2:4], *down[2:4], states, gated, upped, None, None, None)
             ctx.inplace = not fast_lora._rms_layernorm._SAVE_OUTPUT or fast_lora._may_overwrite_input(states)
             ctx.dropout_p, ctx.biases, ctx.global_buffer = (0.0, 0.0, 0.0), (False, False, False), True
