@@ -24,9 +24,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.gpu.smollm2 import llama_server  # noqa: E402
+from benchmarks.demo_seeds import SEEDS, store_of  # noqa: E402
+from tests.gpu.serving import llama_server  # noqa: E402
 
-FULL = "recipe-whole,recipe,recipe-prefetch-whole,recipe-prefetch,16bit,16bit-graphs"
+FULL = "recipe,recipe-whole,recipe-one-buffer,recipe-one-buffer-whole,16bit,16bit-graphs"
 CHAT = "plain,recipe-padded,packed,16bit-packed"
 
 
@@ -60,12 +61,12 @@ def tasks(tokenizer: Path, out: Path, work: Path) -> list[Task]:
         argv += ["--cases", case, "--out", str(out / f"{name}.json")]
         return Task(name, seconds, argv, ("phi3",), env="server")
 
-    small = work / "smollm2-store" / "bases" / "smollm2-135m-instruct-0.1.2" / "hf"  # packed_loss wants real weights
+    small = store_of(work, SEEDS[0]) / "bases" / "smollm2-135m-instruct-0.1.2" / "hf"  # real weights
     packed = ["-m", "benchmarks.packed_loss", "--model", str(small), "--out", str(out / "gpu-packed-loss.json")]
     return [
         Task("model", 25, ["-m", "benchmarks.phi3_random", model, "--tokenizer", str(tokenizer)]),
-        stage("plain", 135, "model"),
-        stage("phi3", 470, "plain"),
+        stage("plain", 150, "model"),
+        stage("phi3", 430, "model"),  # compares with plain at its end
         stage("vllm", 480),
         *(serving(f"vllm-{weights}", 200) for weights in ("merged", "adapter", "gguf-Q8_0")),
         *(serving(f"llamacpp-{quantization}", 80) for quantization in ("BF16", "Q8_0", "Q4_K_M")),

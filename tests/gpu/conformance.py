@@ -10,7 +10,8 @@ import subprocess
 from typing import Any
 from xml.etree import ElementTree
 
-from tests.gpu.smollm2 import ROOT, llama_server, program
+from tests.gpu.phi3 import ROOT
+from tests.gpu.serving import llama_server, program
 
 
 def conformance(wish: argparse.Namespace, engine: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from tests.gpu.phi3 import ROOT, on_full_rows, preset, published, stages, step_seconds, train
-from tests.gpu.smollm2 import served
+from tests.gpu.serving import served
 
 WARM_STEPS = 20
 WARM_GOAL_S = 120

@@ -33,14 +33,26 @@ BLOCKS = 2
 def test_it_is_left_out_only_where_no_gradient_changes(
     model: str, checkpoints: str, products: tuple[int, int], tmp_path: Path
 ) -> None:
+    seen = _in_a_process(tmp_path, model, checkpoints)
+    assert seen == {"left_out": products[0] != products[1], "products": list(products), "apart": 0.0, "trained": 28}
+
+
+@pytest.mark.skipif(not (find_spec("unsloth") and find_spec("triton")), reason="Unsloth is not in this environment")
+def test_compiled_gradients_overwrite_what_they_are_made_of(tmp_path: Path) -> None:
+    seen = _in_a_process(tmp_path, "compiled", "")
+    assert seen["apart"] < 1e-6
+    assert seen["allocated"] == 3  # what the function makes for itself, and nothing more
+
+
+def _in_a_process(tmp_path: Path, *arguments: str) -> dict[str, Any]:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "UNSLOTH_DISABLE_STATISTICS": "1", "CUDA_VISIBLE_DEVICES": ""}
     environment |= {"UNSLOTH_COMPILE_LOCATION": str(tmp_path), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *sys.path])
-    argv = [sys.executable, __file__, model, checkpoints]
-    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, __file__, *arguments], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
-    seen = json.loads(done.stdout.splitlines()[-1])
-    assert seen == {"left_out": products[0] != products[1], "products": list(products), "apart": 0.0, "trained": 28}
+    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def main(kind: str, checkpoints: str) -> dict[str, Any]:
@@ -67,6 +79,24 @@ def main(kind: str, checkpoints: str) -> dict[str, Any]:
     return {"left_out": left_out, "products": products, "apart": apart, "trained": len(after)}
 
 
+def compiled() -> dict[str, Any]:
+    """The gradients of SwiGLU within a compiled function, against Unsloth's arithmetic for them."""
+    import torch
+    import unsloth  # noqa: F401  before torch's users
+    from torch._inductor.utils import run_and_get_code
+    from unsloth.kernels import swiglu
+
+    from trainer.backends.last_product import _in_place
+
+    kernel, given = _in_place(), torch.randn(3, 8, 32).unbind()
+    wanted = swiglu._DWf_DW_dfg_traced(*(each + 1 for each in given))
+    got, code = run_and_get_code(
+        torch.compile(lambda *each: kernel(*(one + 1 for one in each)), fullgraph=True), *given
+    )
+    apart = max(float((a - b).abs().max()) for a, b in zip(wanted, got, strict=True))
+    return {"apart": apart, "allocated": code[0].count("= empty_strided_cpu(")}
+
+
 def tiny(kind: str, checkpoints: str) -> Any:
     """As Unsloth prepares a model for training, in 32 bits."""
     import torch
@@ -90,4 +120,4 @@ def tiny(kind: str, checkpoints: str) -> Any:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(*sys.argv[1:])))
+    print(json.dumps(compiled() if sys.argv[1] == "compiled" else main(*sys.argv[1:])))

@@ -57,7 +57,7 @@ class UnslothBackend:
 
 def _keep_offline(cache: Path) -> None:
     """Unsloth reads these when it is imported: no statistics, no clone of llama.cpp, compiled code in the cache, also
-    torch's and Triton's; one buffer for activations that come back from main memory.
+    torch's and Triton's; checkpoints come back from main memory while the block after theirs is computed again.
     """
     cache = cache.absolute()
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
@@ -66,7 +66,7 @@ def _keep_offline(cache: Path) -> None:
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache / "unsloth_compiled"))
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "inductor"))
     os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
-    os.environ.setdefault("UNSLOTH_DISABLE_DOUBLE_BUFFER", "1")  # one layer's activations less on the card
+    os.environ.setdefault("UNSLOTH_GC_PREFETCH", "1")
 
 
 def _load(config: TrainConfig, base: Base) -> Any:

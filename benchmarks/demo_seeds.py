@@ -1,0 +1,103 @@
+#!/usr/bin/env python3
+"""The demo's held-out accuracy for several seeds, through the served file: what one seed's figure is worth, and what
+another backend's is to be compared with.
+
+usage: .venv/trainer/bin/python benchmarks/demo_seeds.py RESULT.json [--backend transformers] [--work FOLDER]
+
+The seed decides the adapter's first values and the order of rows; rows and questions are the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import math
+import statistics
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tests.gpu.phi3 import preset, train  # noqa: E402
+from tests.gpu.serving import right_answers  # noqa: E402
+
+SEEDS = (3407, 1, 2)
+QUESTIONS = ROOT / "data" / "handbook-en" / "questions.jsonl"
+NORMAL = 1.96  # standard errors of a 95% interval
+
+Right = dict[str, dict[str, list[str]]]  # by seed, then "base" and "tuned": the questions answered rightly
+
+
+def demo(work: Path, seed: int, backend: str) -> Path:
+    """The demo's config file for a seed."""
+    lines = f'4\nbackend = "{backend}"\nseed = {seed}'
+    return preset("demo", work / f"smollm2-{seed}.toml", batch_size=lines, logging_steps="1")
+
+
+def store_of(work: Path, seed: int) -> Path:
+    """Where a seed's run is."""
+    return work / f"smollm2-store-{seed}"
+
+
+def right_by_seed(work: Path, backend: str, at_once: int = 1) -> Right:
+    """Train for every seed, so many at once; then serve and ask one run after the other."""
+
+    def trained(seed: int) -> None:
+        train(demo(work, seed, backend), store_of(work, seed), work / f"smollm2-{seed}.log")
+
+    with ThreadPoolExecutor(at_once) as pool:
+        list(pool.map(trained, SEEDS))
+    found = {}
+    for seed in SEEDS:
+        folder = work / f"asked-{seed}"
+        folder.mkdir()
+        found[str(seed)] = right_answers(store_of(work, seed), folder)
+    return found
+
+
+def percent(right: Right, questions: int) -> dict[str, dict[str, float]]:
+    """Strict accuracy by model and seed."""
+    return {
+        model: {seed: round(100 * len(each[model]) / questions, 1) for seed, each in right.items()}
+        for model in ("base", "tuned")
+    }
+
+
+def difference(theirs: Right, ours: Right, questions: int) -> dict[str, float]:
+    """Ours minus theirs in points, and its 95% interval: the questions are the sample, the seeds are averaged."""
+    shares = [
+        {question: sum(question in each["tuned"] for each in right.values()) / len(right) for question in every}
+        for right in (theirs, ours)
+        for every in [{name for one in (theirs, ours) for each in one.values() for name in each["tuned"]}]
+    ]
+    apart = [shares[1][question] - shares[0][question] for question in shares[0]]
+    apart += [0.0] * (questions - len(apart))  # nobody got these right
+    mean, error = statistics.mean(apart), statistics.stdev(apart) / math.sqrt(questions)
+    ends = {"difference": mean, "low": mean - NORMAL * error, "high": mean + NORMAL * error}
+    return {f"{name}_points": round(100 * value, 2) for name, value in ends.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("result", type=Path)
+    parser.add_argument("--backend", choices=["transformers", "unsloth"], default="transformers")
+    parser.add_argument("--work", type=Path, default=Path("/tmp/tuneship-seeds"))
+    wish = parser.parse_args()
+    wish.work.mkdir(parents=True)
+    from trainer.machine import hardware, package_versions
+
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    right, questions = right_by_seed(wish.work, wish.backend), len(QUESTIONS.read_text().splitlines())
+    document: dict[str, Any] = {"command": f"benchmarks/demo_seeds.py RESULT --backend {wish.backend}", "date": date}
+    document |= {"hardware": hardware(), "packages": package_versions(), "questions": questions}
+    document |= {"percent": percent(right, questions), "right": right}
+    wish.result.write_text(json.dumps(document, indent=1) + "\n")
+    print(json.dumps(document["percent"]))
+
+
+if __name__ == "__main__":
+    main()
