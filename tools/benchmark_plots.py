@@ -28,8 +28,8 @@ def _read(name: str) -> Any:
 
 
 def _bars(axes: Axes, speeds: dict[str, float], unit: str) -> None:
-    """The first one, which the others are compared with, in grey."""
-    drawn = axes.barh(list(speeds), list(speeds.values()), color=[GREY, *[BLUE] * (len(speeds) - 1)])
+    """The plain stack, which others are compared with, in grey."""
+    drawn = axes.barh(list(speeds), list(speeds.values()), color=[GREY if "plain" in said else BLUE for said in speeds])
     axes.bar_label(drawn, [f"{speed:,.0f}" for speed in speeds.values()], padding=3)
     axes.invert_yaxis()
     axes.set_xlabel(unit)
@@ -38,9 +38,10 @@ def _bars(axes: Axes, speeds: dict[str, float], unit: str) -> None:
 
 def training(axes: Axes) -> None:
     """Full-length rows on a GPU."""
-    speeds = {"plain stack": _read("gpu-plain")["result"]["tokens_per_s"]}
+    plain = _read("gpu-plain")
+    speeds = {"plain stack": plain["result"]["tokens_per_s"], "plain, 16-bit": plain["bf16"]["tokens_per_s"]}
     speeds["the recipe, in the suite"] = _read("gpu-phi3")["result"]["tokens_per_s"]
-    names = {"recipe-two-buffers": "the recipe, alone", "16bit": "16-bit, nothing recomputed"}
+    names = {"recipe": "the recipe, 15 steps", "16bit": "16-bit, nothing recomputed"}
     found = {each["variant"]: each["tokens_per_s"] for each in _read("gpu-training-full")["results"]}
     _bars(
         axes, speeds | {said: found[name] for name, said in names.items()}, "tokens/s, Phi-3-mini, rows of 2048 tokens"
@@ -67,11 +68,10 @@ def losses(axes: Axes) -> None:
     """The suite's first steps beside the plain stack's."""
     for said, curve, colour in (
         ("plain stack", _read("gpu-plain")["result"]["losses"], GREY),
+        ("plain stack, 16-bit residual stream", _read("gpu-plain")["bf16"]["losses"], RED),
         ("the kit", _read("gpu-phi3")["result"]["first_losses"], BLUE),
     ):
         axes.plot(range(1, len(curve) + 1), curve, color=colour, marker=".", label=said)
-    axes.axvline(10, color=RED, linestyle="--", linewidth=1)
-    axes.text(9.8, min(curve), "from here on other learning rates", color=RED, ha="right")
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss")
     axes.legend()

@@ -15,8 +15,9 @@ from typing import TypeVar
 from modelstore import ArtifactSpec, Base, Store, UserError
 from modelstore.files import exclusive_lock
 from modelstore.machine import cpu_threads
+from trainer.children import end_children
 from trainer.gguf_adapter import write_adapter
-from trainer.gguf_files import BITS, convert, end_children, quantize
+from trainer.gguf_files import BITS, convert, quantize
 from trainer.importance import importance_matrix
 from trainer.merge import merge_files, round_files
 from trainer.out_of_memory import first_line, give_back, is_out_of_memory

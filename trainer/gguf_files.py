@@ -14,7 +14,7 @@ from pathlib import Path
 
 from modelstore import UserError
 from modelstore.machine import compiled_llamacpp
-from trainer.children import bound
+from trainer.children import run
 from trainer.failures import full_disk, is_full
 from trainer.out_of_memory import child_ran_out
 
@@ -40,8 +40,6 @@ FTYPES = {
     "BF16": 32,
 }
 BITS = {"F16": 16.0, "BF16": 16.0, "Q8_0": 8.5, "Q6_K": 6.6, "Q5_K_M": 5.7, "Q4_K_M": 4.9}
-
-_children: set[subprocess.Popen[str]] = set()
 
 
 class ExportError(Exception):
@@ -106,31 +104,19 @@ def child_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parents[1]), *sys.path])}
 
 
-def end_children() -> None:
-    """Kill the converters and quantizers that run; the calls that wait for them raise ExportError."""
-    for child in list(_children):
-        child.kill()
-
-
 def run_tool(argv: list[str], environment: dict[str, str], target: Path, folder: Path | None = None) -> None:
     """Run a program that makes `target`, in `folder` or here. Raises ExportError with the end of what it said, or
     MemoryError.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with subprocess.Popen(
-        bound(argv), cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as child:
-        _children.add(child)
-        try:
-            said, _ = child.communicate()
-        finally:
-            _children.discard(child)
-    if child.returncode or not target.exists():
+    done = run(argv, cwd=folder, env=environment, stderr=subprocess.STDOUT)
+    said = done.stdout
+    if done.returncode or not target.exists():
         if is_full(target.parent, said):
             raise full_disk(target)
-        if child_ran_out(child.returncode, said):
+        if child_ran_out(done.returncode, said):
             raise MemoryError(f"{target.name} could not be made: {said.strip()[-300:] or 'the program was killed'}")
-        raise ExportError(f"{target.name} could not be made (exit code {child.returncode}):\n{said[-1500:]}")
+        raise ExportError(f"{target.name} could not be made (exit code {done.returncode}):\n{said[-1500:]}")
 
 
 def _quantize_here(source: str, target: str, quantization: str, threads: str) -> None:

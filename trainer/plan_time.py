@@ -1,9 +1,10 @@
 """The cost model that orders plans, and turns into seconds where a rate was measured.
 
 Cost is floating-point work: 2 operations per matrix element and token forward, 2 backward (the base is frozen, so only
-the activations have gradients), 2 more where blocks are recomputed; attention and logits likewise. Pairs of
-answers take one more pass forward, for the reference, and compute their logits twice. Every pass over the
-weights costs as much as PASS_TOKENS more tokens: small batches pay for it. docs/planning.md says what is assumption.
+the activations have gradients), 2 more where blocks are recomputed, by Unsloth without the MLP's last product;
+attention and logits likewise. Pairs of answers take one more pass forward, for the reference, and compute their logits
+twice. Every pass over the weights costs as much as PASS_TOKENS more tokens: small batches pay for it. docs/planning.md
+says what is assumption.
 """
 
 from __future__ import annotations
@@ -17,8 +18,13 @@ from trainer.plan_shape import Shape
 PASS_TOKENS = {"cpu": 16, "cuda": 128}
 FOUR_BIT_PASSES = 2  # a pass over 4-bit weights unpacks them first
 OFFLOAD_COST = 1.02  # checkpoints that are moved to host memory and back
-# operations per second in training, from the tokens/s of docs/benchmarks.md: H100, Phi-3-mini's architecture
-MEASURED_RATE = {("H100", "unsloth"): 397e12, ("H100", "transformers"): 175e12}
+# operations per second in training, from measured tokens/s of the recipe with Phi-3-mini's architecture
+MEASURED_RATE = {
+    ("H100", "unsloth"): 397e12,
+    ("H100", "transformers"): 175e12,
+    ("H200", "unsloth"): 470e12,
+    ("H200", "transformers"): 205e12,
+}
 CPU_SHARE = 0.5  # of the speed of a plain matrix product that training reaches
 EMULATED_BF16 = 10  # times slower than fp32 on a processor without bf16 arithmetic
 
@@ -30,7 +36,9 @@ def step_operations(config: TrainConfig, shape: Shape, place: Place, lengths: Le
     reference = 1 if training.method == "dpo" else 0
     tokens = sequences_of_a_pass(config) * mean_tokens
     passes = PASS_TOKENS[place.device] * (FOUR_BIT_PASSES if config.model.weights == "4bit" else 1)
-    blocks = 2 * shape.block_parameters * (2 + recompute + reference) * (tokens + passes)
+    left_out = shape.layers * shape.hidden * shape.intermediate if place.backend == "unsloth" else 0
+    again = recompute * (shape.block_parameters - left_out)
+    blocks = 2 * (shape.block_parameters * (2 + reference) + again) * (tokens + passes)
     attention = 2 * shape.layers * shape.queries * mean_tokens * (3 + recompute + reference) * tokens
     answers = lengths.answer_columns / lengths.longest
     logits = 4 * (1 + reference) * shape.vocabulary * shape.hidden * tokens * answers

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from modelstore import ArtifactSpec, Base, Check
 from modelstore.machine import cpu_threads
 from trainer.agreement import Agreement, compare, compare_listed
-from trainer.children import bound
+from trainer.children import end_children, run
 from trainer.gguf_files import child_environment, llamacpp_folder
 from trainer.gguf_weights import compare_gguf
 from trainer.machine import compute_device, multiplies_bf16
@@ -118,14 +119,22 @@ def verify_files(
     merged: Measured,
     say: Callable[[str], None],
 ) -> list[Check]:
-    """Every GGUF file in llama.cpp, against the `merged` model."""
+    """Every GGUF file in llama.cpp, one at a time, against the `merged` model; its weights are read meanwhile."""
+    files = [spec for spec in artifacts if spec.kind == "gguf"]
     checks = []
-    for spec in artifacts:
-        if spec.kind == "gguf":
-            say(f"verify: {spec.path} in llama.cpp")
-            checks.append(_holds_weights(folder / spec.path, base.folder("hf"), folder / "merged"))
-            checks.append(_holds_settings(folder / spec.path, folder / "merged"))
-            checks += _check_gguf(folder / spec.path, spec.quantization or "", tokenizer, reference, merged)
+    with ThreadPoolExecutor(1) as engine:  # the work is done by child processes
+        answers = [engine.submit(ask_engine, folder / spec.path, reference.probes) for spec in files]
+        try:
+            for spec, found in zip(files, answers, strict=True):
+                say(f"verify: {spec.path} in llama.cpp")
+                gguf = folder / spec.path
+                checks.append(_holds_weights(gguf, base.folder("hf"), folder / "merged"))
+                checks.append(_holds_settings(gguf, folder / "merged"))
+                checks += _check_gguf(gguf, spec.quantization or "", found, tokenizer, reference, merged)
+        except BaseException:
+            engine.shutdown(wait=False, cancel_futures=True)
+            end_children()
+            raise
     return checks
 
 
@@ -222,9 +231,11 @@ def _holds_weights(gguf: Path, base: Path, merged: Path) -> Check:
     return Check(name, found.worst <= 1 and carried and not found.unknown, figures, limit)
 
 
-def _check_gguf(gguf: Path, quantization: str, tokenizer: Any, reference: Reference, merged: Measured) -> list[Check]:
+def _check_gguf(
+    gguf: Path, quantization: str, answer: Future[Any], tokenizer: Any, reference: Reference, merged: Measured
+) -> list[Check]:
     try:
-        found = ask_engine(gguf, reference.probes)
+        found = answer.result()
     except (subprocess.CalledProcessError, ValueError) as error:
         return [does_not_load(gguf, error)]
     measured = compare_listed(merged.logprobs, found["positions"], reference.answers)
@@ -270,8 +281,9 @@ def ask_engine(gguf: Path, probes: Sequence[Probe], adapter: Path | None = None)
         "probes": [asdict(probe) for probe in probes],
         "max_tokens": MAX_ANSWER_TOKENS,
     }
-    argv, environment = bound([sys.executable, "-m", "trainer.gguf_probe"]), child_environment()
-    done = subprocess.run(argv, input=json.dumps(wish), env=environment, capture_output=True, text=True, check=True)
+    argv = [sys.executable, "-m", "trainer.gguf_probe"]
+    done = run(argv, json.dumps(wish), env=child_environment(), stderr=subprocess.PIPE)
+    done.check_returncode()
     found: dict[str, Any] = json.loads(done.stdout)
     if any(value is None for probe in found["positions"] for top in probe for _, value in top):
         raise ValueError("the engine's probabilities are not numbers")

@@ -10,9 +10,10 @@ import pytest
 
 from modelstore import Store, UserError
 from tests.faults.test_training import Said, go
-from trainer import children, gguf_files, merge
+from trainer import children, merge
 from trainer.config import TrainConfig
 
+bound = children.bound  # while it is replaced
 ROOM_BYTES = 300 << 20  # of address space: the converter's imports alone need more
 
 
@@ -34,9 +35,9 @@ def at_the_conversion(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def cramped(argv: list[str]) -> list[str]:
         least = "--use-temp-file" in argv or "--outtype" not in argv
-        return children.bound(argv if least else ["prlimit", f"--as={ROOM_BYTES}", *argv])
+        return bound(argv if least else ["prlimit", f"--as={ROOM_BYTES}", *argv])
 
-    monkeypatch.setattr(gguf_files, "bound", cramped)
+    monkeypatch.setattr(children, "bound", cramped)
 
 
 def at_the_quantization(monkeypatch: pytest.MonkeyPatch, file: str = "tuned-Q8_0.gguf") -> None:
@@ -47,9 +48,9 @@ def at_the_quantization(monkeypatch: pytest.MonkeyPatch, file: str = "tuned-Q8_0
         if "Q8_0" in argv and any(part.endswith(file) for part in argv) and not killed:
             killed.append(file)
             return ["sh", "-c", "kill -9 $$"]
-        return children.bound(argv)
+        return bound(argv)
 
-    monkeypatch.setattr(gguf_files, "bound", killed_once)
+    monkeypatch.setattr(children, "bound", killed_once)
 
 
 @pytest.mark.fault(
@@ -97,12 +98,12 @@ def test_a_proof_that_fails_ends_what_is_made_beside_it(
 ) -> None:
     """The converters of the run and of the base would take a minute."""
     monkeypatch.setattr("trainer.export.SPARE_THREADS", 1)
-    monkeypatch.setattr(gguf_files, "bound", lambda argv: ["sleep", "60"] if "--outtype" in argv else argv)
+    monkeypatch.setattr(children, "bound", lambda argv: ["sleep", "60"] if "--outtype" in argv else argv)
 
     failed = list[float]()
 
     def fails(*_: Any) -> None:
-        while len(gguf_files._children) < 2:
+        while len(children._running) < 2:
             time.sleep(0.02)
         failed.append(time.monotonic())
         raise ValueError("no proof")
@@ -110,7 +111,29 @@ def test_a_proof_that_fails_ends_what_is_made_beside_it(
     monkeypatch.setattr("trainer.pipeline.verify_merged", fails)
     with pytest.raises(ValueError, match="no proof"):
         go(wish, tmp_path)
-    assert time.monotonic() - failed[0] < 30 and not gguf_files._children
+    assert time.monotonic() - failed[0] < 30 and not children._running
+    assert Store(tmp_path).runs() == []
+
+
+def test_a_check_that_breaks_ends_the_engine_beside_it(
+    wish: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine would take a minute."""
+    monkeypatch.setattr(
+        children, "bound", lambda argv: ["sleep", "60"] if "trainer.gguf_probe" in argv else bound(argv)
+    )
+    broken = list[float]()
+
+    def breaks(*_: Any) -> None:
+        while not children._running:
+            time.sleep(0.02)
+        broken.append(time.monotonic())
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("trainer.verify._holds_weights", breaks)
+    with pytest.raises(ZeroDivisionError):
+        go(wish, tmp_path)
+    assert time.monotonic() - broken[0] < 30 and not children._running
     assert Store(tmp_path).runs() == []
 
 
@@ -118,10 +141,10 @@ def test_an_export_that_never_fits_says_so_and_the_next_start_exports(
     wish: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def cramped(argv: list[str]) -> list[str]:
-        return children.bound(["prlimit", f"--as={ROOM_BYTES}", *argv] if "--outtype" in argv else argv)
+        return bound(["prlimit", f"--as={ROOM_BYTES}", *argv] if "--outtype" in argv else argv)
 
     with monkeypatch.context() as cut:
-        cut.setattr(gguf_files, "bound", cramped)
+        cut.setattr(children, "bound", cramped)
         with pytest.raises(UserError, match=r"(?s)Memory ran out at the export, also with .*the training is kept"):
             go(wish, tmp_path)
     assert Store(tmp_path).runs() == []
