@@ -6,8 +6,8 @@ usage: .venv/trainer/bin/python benchmarks/gpu_table.py --phi3-tokenizer FOLDER 
 
 Each card takes the next task whose requirements are met: the stages of the GPU suite (tests/gpu), training plans,
 serving. Tasks need the kit's environments and a llama.cpp for the GPU: `make llamacpp`, or TUNESHIP_LLAMACPP. A task
-that fails keeps back those that need it, and no other. What a task says is in WORK/logs. Prints one closing line with
-counts; the exit code is 1 where a task failed.
+that fails without having made what others need keeps those back, and no other; a missed goal keeps nothing back. What a
+task says is in WORK/logs. Prints one closing line with counts; the exit code is 1 where a task failed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ CHAT = "plain,recipe-padded,packed,16bit-packed"
 
 @dataclass(frozen=True)
 class Task:
-    """A program of the environment `env`; `seconds` is what it took on an H100. `cards` of them are its own."""
+    """A program of the environment `env`; `seconds` is what it took on an H100 or H200. `cards` of them are its own.
+    `makes` is what those need that come `after` it, a pattern of paths below the work folder; else it has to succeed.
+    """
 
     name: str
     seconds: int
@@ -41,6 +43,7 @@ class Task:
     after: tuple[str, ...] = ()
     env: str = "trainer"
     cards: int = 1
+    makes: str = ""
 
 
 def tasks(tokenizer: Path, out: Path, work: Path) -> list[Task]:
@@ -48,9 +51,9 @@ def tasks(tokenizer: Path, out: Path, work: Path) -> list[Task]:
     model = str(work / "phi3")
     plans = ["-m", "benchmarks.train_gpu", "--model", model, "--work", str(work / "plans")]
 
-    def stage(name: str, seconds: int, *after: str) -> Task:
+    def stage(name: str, seconds: int, *after: str, makes: str = "") -> Task:
         argv = ["-m", "tests.gpu.run", "--stages", name, "--phi3-tokenizer", str(tokenizer)]
-        return Task(name, seconds, [*argv, "--out", str(out), "--work", str(work)], after)
+        return Task(name, seconds, [*argv, "--out", str(out), "--work", str(work)], after, makes=makes)
 
     def training(name: str, seconds: int, variants: str, rows: str, cards: int = 1) -> Task:
         argv = [*plans, "--variants", variants, "--rows", rows, "--profile", "--out", str(out / f"gpu-{name}.json")]
@@ -64,9 +67,9 @@ def tasks(tokenizer: Path, out: Path, work: Path) -> list[Task]:
     small = store_of(work, SEEDS[0]) / "bases" / "smollm2-135m-instruct-0.1.2" / "hf"  # real weights
     packed = ["-m", "benchmarks.packed_loss", "--model", str(small), "--out", str(out / "gpu-packed-loss.json")]
     return [
-        Task("model", 25, ["-m", "benchmarks.phi3_random", model, "--tokenizer", str(tokenizer)]),
+        Task("model", 25, ["-m", "benchmarks.phi3_random", model, "--tokenizer", str(tokenizer)], makes="phi3/*.json"),
         stage("plain", 150, "model"),
-        stage("phi3", 430, "model"),  # compares with plain at its end
+        stage("phi3", 430, "model", makes="phi3-store/runs/*"),  # compares with plain at its end
         stage("vllm", 480),
         *(serving(f"vllm-{weights}", 200) for weights in ("merged", "adapter", "gguf-Q8_0")),
         *(serving(f"llamacpp-{quantization}", 80) for quantization in ("BF16", "Q8_0", "Q4_K_M")),
@@ -74,7 +77,7 @@ def tasks(tokenizer: Path, out: Path, work: Path) -> list[Task]:
         training("training-chat", 280, CHAT, "chat"),
         stage("warm", 220, "phi3"),
         stage("fast", 150, "phi3"),
-        stage("smollm2", 155),
+        stage("smollm2", 200, makes=str(small.relative_to(work))),
         stage("dpo", 60),
         Task("packed-loss", 65, packed, ("smollm2",)),
         stage("llamacpp", 40),
@@ -85,8 +88,8 @@ def tasks(tokenizer: Path, out: Path, work: Path) -> list[Task]:
 class Table:
     """What is to be done and what became of it: `waiting`, `running`, `done`, `failed` or `left out`."""
 
-    def __init__(self, wanted: list[Task], cards: list[str], logs: Path) -> None:
-        self._tasks, self._cards, self._logs = wanted, cards, logs
+    def __init__(self, wanted: list[Task], cards: list[str], work: Path) -> None:
+        self._tasks, self._cards, self._work, self._logs = wanted, cards, work, work / "logs"
         self._states = {task.name: "waiting" for task in wanted}
         self._changed = threading.Condition()
         self._began = time.monotonic()
@@ -121,14 +124,19 @@ class Table:
             self._do(task, card)
 
     def _may_begin(self, task: Task) -> bool:
-        """Whether all that it needs is there. It is left out where that failed."""
+        """Whether all that it needs is there. It is left out where that was not made."""
         if self._states[task.name] != "waiting":
             return False
-        needed = {self._states.get(name, "done") for name in task.after}  # not wanted: it was done before
-        if needed & {"failed", "left out"} or task.cards > len(self._cards):
+        needed = [one for one in self._tasks if one.name in task.after]  # what is not wanted was made before
+        ended = [one for one in needed if self._states[one.name] in ("done", "failed", "left out")]
+        if task.cards > len(self._cards) or not all(map(self._made, ended)):
             self._states[task.name] = "left out"
             self._say(f"{task.name} is left out")
-        return self._states[task.name] == "waiting" and needed <= {"done"}
+            return False
+        return len(ended) == len(needed)
+
+    def _made(self, task: Task) -> bool:
+        return any(self._work.glob(task.makes)) if task.makes else self._states[task.name] == "done"
 
     def _do(self, task: Task, cards: str) -> None:
         self._say(f"{task.name} begins on card {cards}, about {task.seconds} s")
@@ -179,7 +187,7 @@ def main() -> int:
         return 2
     (wish.work / "logs").mkdir(parents=True, exist_ok=True)
     wish.out.mkdir(parents=True, exist_ok=True)
-    return Table(wanted, cards, wish.work / "logs").run()
+    return Table(wanted, cards, wish.work).run()
 
 
 def _cards() -> int:

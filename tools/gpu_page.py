@@ -306,12 +306,15 @@ def _mean(percent: dict[str, float]) -> str:
 
 def _dpo(result: dict[str, Any]) -> str:
     training, last = result["training"], result["last_logged"]
+    peak, predicted = (
+        each / 2**30 for each in (training["peak_memory_bytes"], training["plan"]["predicted_peak_bytes"])
+    )
     return f"""## Preferences on a GPU
 
 `{result["command"]}`, {result["date"]}, {result["hardware"]["gpu"]}: `configs/demo-dpo.toml` through Unsloth,
 {training["steps"]} steps in {training["seconds"]:.0f} s, published and verified. Pairs whose chosen answer had become
-more probable: {training["reward_accuracy"]:.0%} of the last step's, {last["held_out_reward_accuracy"]:.0%} of those held out. Peak
-{training["peak_memory_bytes"] / 2**30:.2f} GiB, predicted {training["plan"]["predicted_peak_bytes"] / 2**30:.2f} GiB.
+more probable: {training["reward_accuracy"]:.0%} of the last step's, {last["held_out_reward_accuracy"]:.0%} of those
+held out. Peak {peak:.2f} GiB, predicted {predicted:.2f} GiB.
 """
 
 

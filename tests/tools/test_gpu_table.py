@@ -14,8 +14,13 @@ from benchmarks.gpu_table import Table, Task, tasks
 SAY = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"
 
 
-def task(name: str, *after: str, code: str = SAY, cards: int = 1) -> Task:
-    return Task(name, 1, ["-c", code], after, env="clients", cards=cards)
+def task(name: str, *after: str, code: str = SAY, cards: int = 1, makes: str = "") -> Task:
+    return Task(name, 1, ["-c", code], after, env="clients", cards=cards, makes=makes)
+
+
+@pytest.fixture(autouse=True)
+def _logs(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
 
 
 def test_everything_is_done_in_an_order_that_its_needs_allow(
@@ -26,7 +31,7 @@ def test_everything_is_done_in_an_order_that_its_needs_allow(
     said = capsys.readouterr().out
     assert said.index("early: done") < said.index("late begins")
     assert said.index("late: done") < said.index("both begins")
-    assert (tmp_path / "both.log").read_text() == "0,1\n"
+    assert (tmp_path / "logs" / "both.log").read_text() == "0,1\n"
     assert "4 done, 0 failed, 0 left out" in said
 
 
@@ -36,6 +41,18 @@ def test_a_failure_keeps_back_what_needs_it_and_nothing_else(
     wanted = [task("bad", code="raise SystemExit(3)"), task("next", "bad"), task("last", "next"), task("free")]
     assert Table([*wanted, task("two", cards=2)], ["0"], tmp_path).run() == 1
     assert "1 done, 1 failed, 3 left out" in capsys.readouterr().out
+
+
+def test_what_missed_a_goal_but_made_its_files_keeps_nothing_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = f"import pathlib; pathlib.Path({str(tmp_path)!r}, 'run').mkdir(); raise SystemExit(1)"
+    wanted = [task("slow", code=made, makes="r*"), task("next", "slow"), task("none", makes="x*"), task("last", "none")]
+    assert Table(wanted, ["0"], tmp_path).run() == 1
+    said = capsys.readouterr().out
+    assert "next: done" in said
+    assert "last is left out" in said
+    assert "2 done, 1 failed, 1 left out" in said
 
 
 def test_the_table_is_one_that_can_be_done(tmp_path: Path) -> None:
