@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.demo_seeds import SEEDS, store_of  # noqa: E402
 from tests.gpu.serving import llama_server  # noqa: E402
 
-FULL = "recipe,recipe-whole,recipe-one-buffer,recipe-one-buffer-whole,16bit,16bit-graphs"
+FULL = "recipe,recipe-whole,recipe-one-buffer,recipe-one-buffer-whole,16bit,16bit-fused,16bit-wide-fused"
 CHAT = "plain,recipe-padded,packed,16bit-packed"
 
 
@@ -73,7 +73,7 @@ def tasks(tokenizer: Path, out: Path, work: Path) -> list[Task]:
         stage("vllm", 480),
         *(serving(f"vllm-{weights}", 200) for weights in ("merged", "adapter", "gguf-Q8_0")),
         *(serving(f"llamacpp-{quantization}", 80) for quantization in ("BF16", "Q8_0", "Q4_K_M")),
-        training("training-full", 510, FULL, "full"),
+        training("training-full", 450, FULL, "full"),
         training("training-chat", 280, CHAT, "chat"),
         stage("warm", 220, "phi3"),
         stage("fast", 150, "phi3"),

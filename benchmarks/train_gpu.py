@@ -48,6 +48,8 @@ RECIPE: dict[str, dict[str, Any]] = {
 }
 NO_RECOMPUTE = {"training.gradient_checkpointing": "off"}
 BF16 = {**NO_RECOMPUTE, "model.weights": "bf16"}
+WIDE = {**BF16, "training.batch_size": 8, "training.gradient_accumulation_steps": 1}
+FUSED = {"training.optimizer": "adamw"}  # one kernel for many tensors, where bitsandbytes has one for each
 ONE_BUFFER = {"UNSLOTH_DISABLE_DOUBLE_BUFFER": "1", "UNSLOTH_GC_PREFETCH": "0"}
 WHOLE = {"TUNESHIP_WHOLE_RECOMPUTE": "1"}
 # keys in capitals are environment variables, switches of Unsloth and of the backend
@@ -68,7 +70,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "16bit-padding-free": {**BF16, "training.batches": "padding_free"},
     "16bit-graphs": {**BF16, "UNSLOTH_BLOCK_CUDAGRAPHS": "1"},
     "16bit-recompute": {"model.weights": "bf16"},
-    "16bit-wide": {**BF16, "training.batch_size": 8, "training.gradient_accumulation_steps": 1},
+    "16bit-wide": WIDE,
+    "16bit-fused": {**BF16, **FUSED},
+    "16bit-wide-fused": {**WIDE, **FUSED},
     "packed": {"training.packing": True},
     "16bit-packed": {**BF16, "training.packing": True},
     "two": {"training.processes": 2},
