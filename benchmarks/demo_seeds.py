@@ -54,7 +54,7 @@ def right_by_seed(work: Path, backend: str, at_once: int = 1) -> Right:
     found = {}
     for seed in SEEDS:
         folder = work / f"asked-{seed}"
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         found[str(seed)] = right_answers(store_of(work, seed), folder)
     return found
 
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--backend", choices=["transformers", "unsloth"], default="transformers")
     parser.add_argument("--work", type=Path, default=Path("/tmp/tuneship-seeds"))
     wish = parser.parse_args()
-    wish.work.mkdir(parents=True)
+    wish.work.mkdir(parents=True, exist_ok=True)
     from trainer.machine import hardware, package_versions
 
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -64,6 +64,8 @@ def tasks(tokenizer: Path, out: Path, work: Path) -> list[Task]:
         argv += ["--cases", case, "--out", str(out / f"{name}.json")]
         return Task(name, seconds, argv, ("phi3",), env="server")
 
+    planned = ["-m", "benchmarks.plan_memory", "--model", model, "--store", str(work / "plan-store")]
+    planned += ["--out", str(out / "plan-gpu.json")]
     small = store_of(work, SEEDS[0]) / "bases" / "smollm2-135m-instruct-0.1.2" / "hf"  # real weights
     packed = ["-m", "benchmarks.packed_loss", "--model", str(small), "--out", str(out / "gpu-packed-loss.json")]
     return [
@@ -81,6 +83,7 @@ def tasks(tokenizer: Path, out: Path, work: Path) -> list[Task]:
         stage("dpo", 60),
         Task("packed-loss", 65, packed, ("smollm2",)),
         stage("llamacpp", 40),
+        Task("plan-memory", 240, planned, ("model",)),
         training("training-two", 180, "two,two-16bit", "full", cards=2),
     ]
 

@@ -150,11 +150,12 @@ def _measured(wish: argparse.Namespace) -> dict[str, Any]:
     resolve_base(wish.model, store)
     cases = CPU_CASES if device == "cpu" else GPU_CASES
     names = wish.cases.split(";") if wish.cases else list(cases)
+    model = "FOLDER" if Path(wish.model).is_dir() else wish.model
     return {
         "benchmark": "plan_memory",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": f"python -m benchmarks.plan_memory --out RESULT --model {wish.model}",
-        "model": wish.model,
+        "command": f"python -m benchmarks.plan_memory --out RESULT --model {model}",
+        "model": model,
         "device": device,
         "steps": STEPS,
         "hardware": hardware(),

@@ -24,7 +24,7 @@ def right_answers(store: Path, work: Path) -> dict[str, list[str]]:
         done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
-    answers = json.loads(next(out.glob("**/report.json")).read_text())["answers"]
+    answers = json.loads(max(out.glob("**/report.json")).read_text())["answers"]
     return {name: [each["id"] for each in answers if each[name]["score"]["strict"]] for name in ("base", "tuned")}
 
 
