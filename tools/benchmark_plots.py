@@ -80,7 +80,7 @@ def losses(axes: Axes) -> None:
 def peaks(axes: Axes) -> None:
     """Predicted against seen peak memory."""
     largest = 0.0
-    for said, name, colour in (("H100", "plan-gpu", BLUE), ("processor", "plan-cpu", GREY)):
+    for said, name, colour in (("GPU", "plan-gpu", BLUE), ("processor", "plan-cpu", GREY)):
         cases = _read(name)["results"]
         seen = [case["peak_bytes"] / 2**30 for case in cases]
         axes.scatter([case["predicted_bytes"] / 2**30 for case in cases], seen, color=colour, label=said)
