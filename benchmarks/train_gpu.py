@@ -61,6 +61,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "recipe-whole": WHOLE,
     "recipe-padded": {**WHOLE, "training.batches": "padded"},  # Unsloth's own
     "recipe-padding-free": {"training.batches": "padding_free"},
+    "recipe-quiet": {"training.logging_steps": 100000},  # a logged loss is waited for
     "recipe-one-buffer": ONE_BUFFER,
     "recipe-one-buffer-whole": {**ONE_BUFFER, **WHOLE},
     "4bit": NO_RECOMPUTE,

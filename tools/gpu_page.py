@@ -15,9 +15,10 @@ MENDED = {  # not run on a GPU since
 NAMES = {
     "recipe": "the recipe: 4-bit weights, offloaded checkpoints",
     "recipe-copying": "the recipe, before compiled gradients overwrote their arguments",
-    "recipe-whole": "the same, blocks computed again as a whole",
-    "recipe-one-buffer": "the same, without prefetching, last product left out",
-    "recipe-one-buffer-whole": "the same, without prefetching, as a whole: Unsloth's own",
+    "recipe-quiet": "the same, no loss logged",
+    "recipe-whole": "the recipe, blocks computed again as a whole",
+    "recipe-one-buffer": "the recipe, without prefetching, last product left out",
+    "recipe-one-buffer-whole": "the recipe, without prefetching, as a whole: Unsloth's own",
     "two": "the recipe",
     "two-16bit": "16-bit weights, nothing recomputed",
     "16bit": "16-bit weights, nothing recomputed",
