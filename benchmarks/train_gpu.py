@@ -50,6 +50,7 @@ NO_RECOMPUTE = {"training.gradient_checkpointing": "off"}
 BF16 = {**NO_RECOMPUTE, "model.weights": "bf16"}
 WIDE = {**BF16, "training.batch_size": 8, "training.gradient_accumulation_steps": 1}
 FUSED = {"training.optimizer": "adamw"}  # one kernel for many tensors, where bitsandbytes has one for each
+QUIET = {"training.logging_steps": 100000}  # a logged loss is waited for
 ONE_BUFFER = {"UNSLOTH_DISABLE_DOUBLE_BUFFER": "1", "UNSLOTH_GC_PREFETCH": "0"}
 WHOLE = {"TUNESHIP_WHOLE_RECOMPUTE": "1"}
 # keys in capitals are environment variables, switches of Unsloth and of the backend
@@ -61,7 +62,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "recipe-whole": WHOLE,
     "recipe-padded": {**WHOLE, "training.batches": "padded"},  # Unsloth's own
     "recipe-padding-free": {"training.batches": "padding_free"},
-    "recipe-quiet": {"training.logging_steps": 100000},  # a logged loss is waited for
+    "recipe-quiet": QUIET,
     "recipe-one-buffer": ONE_BUFFER,
     "recipe-one-buffer-whole": {**ONE_BUFFER, **WHOLE},
     "4bit": NO_RECOMPUTE,
@@ -73,7 +74,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "16bit-recompute": {"model.weights": "bf16"},
     "16bit-wide": WIDE,
     "16bit-fused": {**BF16, **FUSED},
-    "16bit-wide-fused": {**WIDE, **FUSED},
+    "16bit-wide-fused": {**WIDE, **FUSED, **QUIET},
     "packed": {"training.packing": True},
     "16bit-packed": {**BF16, "training.packing": True},
     "two": {"training.processes": 2},
