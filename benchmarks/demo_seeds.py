@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import math
 import statistics
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -22,12 +21,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from clients.statistics import mean_interval  # noqa: E402
 from tests.gpu.phi3 import preset, train  # noqa: E402
 from tests.gpu.serving import right_answers  # noqa: E402
 
 SEEDS = (3407, 1, 2)
 QUESTIONS = ROOT / "data" / "handbook-en" / "questions.jsonl"
-NORMAL = 1.96  # standard errors of a 95% interval
 
 Right = dict[str, dict[str, list[str]]]  # by seed, then "base" and "tuned": the questions answered rightly
 
@@ -67,18 +66,17 @@ def percent(right: Right, questions: int) -> dict[str, dict[str, float]]:
     }
 
 
-def difference(theirs: Right, ours: Right, questions: int) -> dict[str, float]:
+def difference(theirs: Right, ours: Right) -> dict[str, float]:
     """Ours minus theirs in points, and its 95% interval: the questions are the sample, the seeds are averaged."""
-    shares = [
-        {question: sum(question in each["tuned"] for each in right.values()) / len(right) for question in every}
-        for right in (theirs, ours)
-        for every in [{name for one in (theirs, ours) for each in one.values() for name in each["tuned"]}]
-    ]
-    apart = [shares[1][question] - shares[0][question] for question in shares[0]]
-    apart += [0.0] * (questions - len(apart))  # nobody got these right
-    mean, error = statistics.mean(apart), statistics.stdev(apart) / math.sqrt(questions)
-    ends = {"difference": mean, "low": mean - NORMAL * error, "high": mean + NORMAL * error}
-    return {f"{name}_points": round(100 * value, 2) for name, value in ends.items()}
+    questions = [json.loads(line)["id"] for line in QUESTIONS.read_text().splitlines()]
+    apart = [_share(ours, question) - _share(theirs, question) for question in questions]
+    low, high = mean_interval(apart, -1.0, 1.0)
+    figures = {"difference": statistics.mean(apart), "low": low, "high": high}
+    return {f"{name}_points": round(100 * value, 2) for name, value in figures.items()}
+
+
+def _share(right: Right, question: str) -> float:
+    return statistics.mean(question in each["tuned"] for each in right.values())
 
 
 def main() -> None:

@@ -144,17 +144,19 @@ def _measured(wish: argparse.Namespace) -> dict[str, Any]:
     from modelstore import Store
     from trainer.bases import resolve_base
     from trainer.machine import compute_device, hardware, package_versions
+    from trainer.plan_shape import find_shape
 
     store, device = Store(wish.store), compute_device()
     store.create()
     resolve_base(wish.model, store)
     cases = CPU_CASES if device == "cpu" else GPU_CASES
     names = wish.cases.split(";") if wish.cases else list(cases)
-    model = "FOLDER" if Path(wish.model).is_dir() else wish.model
+    is_folder = Path(wish.model).is_dir()
+    model = f"a model of {find_shape(wish.model, wish.store).parameters:,} parameters" if is_folder else wish.model
     return {
         "benchmark": "plan_memory",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": f"python -m benchmarks.plan_memory --out RESULT --model {model}",
+        "command": f"python -m benchmarks.plan_memory --out RESULT --model {'FOLDER' if is_folder else model}",
         "model": model,
         "device": device,
         "steps": STEPS,

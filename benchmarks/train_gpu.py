@@ -53,6 +53,7 @@ FUSED = {"training.optimizer": "adamw"}  # one kernel for many tensors, where bi
 QUIET = {"training.logging_steps": 100000}  # a logged loss is waited for
 ONE_BUFFER = {"UNSLOTH_DISABLE_DOUBLE_BUFFER": "1", "UNSLOTH_GC_PREFETCH": "0"}
 WHOLE = {"TUNESHIP_WHOLE_RECOMPUTE": "1"}
+OWN = {**WHOLE, "UNSLOTH_GC_PREFETCH": "0"}  # Unsloth's defaults
 # keys in capitals are environment variables, switches of Unsloth and of the backend
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -60,11 +61,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "transformers": {"training.backend": "transformers", "training.gradient_checkpointing": "on"},
     "recipe": {},
     "recipe-whole": WHOLE,
-    "recipe-padded": {**WHOLE, "training.batches": "padded"},  # Unsloth's own
+    "recipe-unsloth": OWN,
+    "recipe-padded": {**OWN, "training.batches": "padded"},
     "recipe-padding-free": {"training.batches": "padding_free"},
     "recipe-quiet": QUIET,
     "recipe-one-buffer": ONE_BUFFER,
-    "recipe-one-buffer-whole": {**ONE_BUFFER, **WHOLE},
     "4bit": NO_RECOMPUTE,
     "4bit-padded": {**NO_RECOMPUTE, "training.batches": "padded"},
     "16bit": BF16,

@@ -14,7 +14,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tools.export_page import matrix_gain
-from tools.gpu_page import goal, gpu
+from tools.gpu_page import gpu
+from tools.page_parts import goal
 from tools.serving_page import cell, serving
 from tools.trust_page import trust
 

@@ -1,4 +1,4 @@
-"""The benchmark page's part about GPUs: training, export, SmolLM2 with its real weights, the endpoint's conformance."""
+"""The benchmark page's part about GPUs: training, SmolLM2 with its real weights, preferences, conformance."""
 
 from __future__ import annotations
 
@@ -6,29 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-NAMED, TOP = 25, 8  # kernels: in each profile of benchmarks/train_gpu.py, on the page
-CLASSES = {"matrix products": "nvjet", "attention": "sdpa", "copies": "Memcpy", "dequantization": "dequant"}
+from tools.gpu_training_page import training
+from tools.page_parts import beside, goal, table
+
 MENDED = {  # not run on a GPU since
     "test_more_tokens_than_the_context_has_left": " (vLLM 0.26 refuses a token limit as long as the context; mended, "
     "and not run on a GPU since)"
-}
-NAMES = {
-    "recipe": "the recipe: 4-bit weights, offloaded checkpoints",
-    "recipe-copying": "the recipe, before compiled gradients overwrote their arguments",
-    "recipe-quiet": "the same, no loss logged",
-    "recipe-whole": "the recipe, blocks computed again as a whole",
-    "recipe-one-buffer": "the recipe, without prefetching, last product left out",
-    "recipe-one-buffer-whole": "the recipe, without prefetching, as a whole: Unsloth's own",
-    "two": "the recipe",
-    "two-16bit": "16-bit weights, nothing recomputed",
-    "16bit": "16-bit weights, nothing recomputed",
-    "16bit-graphs": "the same, a CUDA graph for each block",
-    "16bit-fused": "the same, AdamW in 32 bits and one kernel",
-    "16bit-wide-fused": "the same, all eight rows in one pass, no loss logged",
-    "plain": "plain stack, padded",
-    "recipe-padded": "Unsloth, 4-bit, offloaded checkpoints, padded",
-    "packed": "the kit with packing, 4-bit, offloaded checkpoints",
-    "16bit-packed": "the kit with packing, 16-bit, nothing recomputed",
 }
 
 
@@ -36,267 +19,33 @@ def gpu(results: Path) -> list[str]:
     """The sections, in order."""
     read = {path.stem[4:]: json.loads(path.read_text()) for path in results.glob("gpu-*.json")}
     return [
-        _phi3(read["plain"], read["phi3"], read.get("warm")),
-        _variants(read["training-full"], read["plain"]["result"]),
-        _two(read["training-two"], read["training-full"]),
-        _chat(read["training-chat"], read["packed-loss"]),
+        *training(read),
         _smollm2(read["smollm2"], json.loads((results / "demo-seeds-cpu.json").read_text())),
         _dpo(read["dpo"]),
         _conformance(read["llamacpp"], read["vllm"]),
     ]
 
 
-def _table(rows: list[tuple[str, ...]], head: tuple[str, ...]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def goal(text: str, reached: bool) -> str:
-    """The goal, and whether it was missed."""
-    return text if reached else f"{text} (missed)"
-
-
-def _phi3(plain: dict[str, Any], suite: dict[str, Any], warm: dict[str, Any] | None) -> str:
-    ours, article, wanted = suite["result"], suite["article"], suite["goals"]
-    rows = [("the recipe", *_speed_and_peak(ours), "-", "-", "-")]
-    for name, theirs, key in (
-        ("plain stack as peft's guide prepares it: a 32-bit residual stream", "result", "against_plain"),
-        ("plain stack, 16-bit residual stream as the kit's", "bf16", "against_plain_bf16"),
-    ):
-        against = suite[key]
-        figures = (f"{against['speedup']:.2f}", f"{against['memory_share']:.3f}")
-        rows.append((name, *_speed_and_peak(plain[theirs]), *figures, f"{against['largest_loss_difference']:.4f}"))
-    first, same = suite["against_plain"], suite["against_plain_bf16"]
-    steps_s, export_s = ours["seconds_of_all_steps"], suite["export_and_verify_s"]
-    files = sum(artifact["kind"] == "gguf" for artifact in suite["artifacts"])
-    goals = [
-        ("times the speed of the first plain stack", f"{first['speedup']:.2f}", _at_least(first["speedup"], wanted)),
-        (
-            "share of its memory",
-            f"{first['memory_share']:.3f}",
-            goal("0.45", first["memory_share"] <= wanted["memory_share"]),
-        ),
-        (
-            "losses, at the same precision: largest difference in 15 steps",
-            f"{same['largest_loss_difference']:.4f}",
-            goal("0.01", same["largest_loss_difference"] <= wanted["loss_difference"]),
-        ),
-        ("200 steps, compilation included", f"{steps_s:.0f} s", goal("240 s", steps_s < wanted["steps_s"])),
-        ("the article's 200 steps, RTX 4090", f"{article['seconds_of_200_steps']} s", "-"),
-        (f"merge, {files} GGUF files, verification", f"{export_s:.0f} s", goal("240 s", export_s < wanted["export_s"])),
-        ("the article's peaks, RTX 4090, real weights", _peaks(article), "-"),
-    ]
-    head = ("stack", "tokens/s", "peak memory reserved", "times as fast", "share of memory", "losses apart, at most")
-    return f"""## Training on a GPU
-
-`{suite["command"]}`, {suite["date"]}, {suite["hardware"]["gpu"]}, torch {suite["packages"]["torch"]}, unsloth
-{suite["packages"]["unsloth"]}{_beside(suite)}. Phi-3-mini's architecture with random weights, the article's recipe on
-rows that fill 2048 tokens, and the same rows through transformers, bitsandbytes, peft and trl, where adapters began
-with the same values and learning rates were the same{_beside(plain)}. Speeds are medians without the first five steps:
-the kit's over the {ours["steps"] - 5} steps of a sustained training, the plain stack's over \
-{plain["result"]["timed_steps"]} of a short one. On the host's other cards other suites ran; the base model's GGUF
-files were made beside the training. "Times as fast" and the next column are the kit's against that line's.
-
-{_table(rows, head)}
-
-peft's `prepare_model_for_kbit_training` makes embeddings and norms 32-bit, and with them all that flows between blocks.
-It costs time and memory, and its losses fall a little sooner where they fall steeply; that difference is of precision,
-as the third line shows.
-
-{_table(goals, ("what", "seen", "goal"))}
-
-![Losses of the first 15 steps](plots/gpu-losses.svg)
-
-Seconds since the command, by what began then:
-
-{_table(_stages(suite["stages_s"]), ("what", "at"))}
-
-{_warm(warm)}"""
-
-
-def _speed_and_peak(result: dict[str, Any]) -> tuple[str, str]:
-    return f"{result['tokens_per_s']:,.0f}", f"{result['peak_reserved_gib']:.2f} GiB"
-
-
-def _at_least(speedup: float, wanted: dict[str, Any]) -> str:
-    return goal(f"{wanted['speedup']}", speedup >= wanted["speedup"])
-
-
-def _warm(warm: dict[str, Any] | None) -> str:
-    """The second training in a store."""
-    if warm is None:
-        return "All but the steps, with a server's start, was to take 120 s, and is missed.\n"
-    rest, limit = warm["all_but_the_steps_s"], warm["goal_s"]
-    reached = goal(f"{limit} s", rest < limit)
-    return f"""`{warm["command"]}`: {warm["steps"]} steps more in the same store, where the base is known,
-compiled code is in the cache, and the base model's GGUF files lie ready. From the command to a served token
-{rest:.0f} s without the steps (goal: {reached}), {warm["server_start_s"]:.0f} s of it
-until llama.cpp was ready:
-
-{_table(_stages(warm["stages_s"]), ("what", "at"))}
-"""
-
-
-def _beside(result: dict[str, Any]) -> str:
-    """What else is to be known of a run."""
-    return f"; {result['beside']}" if "beside" in result else ""
-
-
-def _peaks(article: dict[str, Any]) -> str:
-    return f"{article['peak_memory_gb']} GB, {article['peak_memory_without_unsloth_gb']:.0f} GB without Unsloth"
-
-
-def _stages(stages: dict[str, float]) -> list[tuple[str, ...]]:
-    names = [(name.split(" /")[0].split(": /")[0].partition(",")[0], at) for name, at in stages.items()]
-    return [(name.replace(" FOLDER: 1600 rows", ""), f"{at:.0f} s") for name, at in names]
-
-
-def _variants(result: dict[str, Any], plain: dict[str, Any]) -> str:
-    rows, kernels = [], []
-    for each in result["results"]:
-        is_fast, speed = each["variant"].startswith("16bit"), each["tokens_per_s"]
-        rows.append(
-            (
-                NAMES[each["variant"]],
-                f"{speed:,.0f}",
-                f"{speed / plain['tokens_per_s']:.2f}",
-                f"{each['peak_reserved_gib']:.2f} GiB",
-                goal("30,000 tokens/s", speed >= 30000) if is_fast else "-",
-            )
-        )
-        if "profile" in each:
-            kernels.append((NAMES[each["variant"]], *_classes(each["profile"]), *_walls(each)))
-    fastest = max(result["results"], key=lambda each: float(each["tokens_per_s"]))
-    tried = any(each["variant"] == "16bit-graphs" for each in result["results"])
-    graphs = " A CUDA graph for each block gains little, so launching is not what limits." if tried else ""
-    top = [(f"`{kernel['name'][:60]}`", f"{kernel['ms']:.1f}") for kernel in fastest["profile"]["kernels"][:TOP]]
-    return f"""## Plans on full-length rows
-
-`{result["command"]}`, {result["date"]}, {result["hardware"]["gpu"]}{_beside(result)}. 15 steps each, the first five
-not counted; the plain stack is that of the section above.
-
-{_table(rows, ("plan", "tokens/s", "times the plain stack", "peak memory", "goal"))}
-
-![Tokens a second by plan](plots/gpu-training.svg)
-
-{_fastest(fastest["tokens_per_s"])} Where the GPU's time of a step goes, in ms,
-by the profiler, which makes steps longer. Copies run beside the rest. The profile names its {NAMED} longest kernels;
-"not named" is the time of all others, of any class:
-
-{_table(kernels, ("plan", *CLASSES, "other named", "not named", "sum", "step with profiler", "step without"))}
-
-The longest kernels of the fastest plan, ms of a step:
-
-{_table(top, ("kernel", "ms"))}
-
-Matrix products take most of it, and they are cuBLAS's: what is left to gain is the rest, in kernels that are Unsloth's
-and PyTorch's.{graphs}
-"""
-
-
-def _fastest(speed: float) -> str:
-    return (
-        "The fastest reaches the goal."
-        if speed >= 30000
-        else f"The fastest misses the goal by {1 - speed / 30000:.0%}."
-    )
-
-
-def _classes(profile: dict[str, Any]) -> tuple[str, ...]:
-    spent = {
-        name: sum(kernel["ms"] for kernel in profile["kernels"] if word in kernel["name"])
-        for name, word in CLASSES.items()
-    }
-    whole, unnamed = profile["kernels_ms_of_a_step"], profile["other_kernels_ms"]
-    parts = [*spent.values(), whole - unnamed - sum(spent.values()), unnamed, whole]
-    return tuple(f"{ms:.0f}" for ms in parts)
-
-
-def _walls(result: dict[str, Any]) -> tuple[str, ...]:
-    return f"{result['profile']['wall_ms_of_a_step']:.0f}", f"{1e3 * result['seconds_per_step']:.0f}"
-
-
-def _two(result: dict[str, Any], alone: dict[str, Any]) -> str:
-    single = {each["variant"]: each for each in alone["results"]}
-    rows = []
-    for each in result["results"]:
-        one = single[each["variant"].replace("two-", "").replace("two", "recipe")]
-        pairs = list(zip(each["losses"], one["losses"], strict=False))
-        alike = len(each["losses"]) == len(one["losses"])  # else they had other rows
-        rows.append(
-            (
-                NAMES[each["variant"]],
-                f"{each['tokens_per_s']:,.0f}",
-                f"{each['tokens_per_s'] / one['tokens_per_s']:.2f}",
-                f"{each['peak_reserved_gib']:.2f} GiB",
-                f"{max(abs(a - b) for a, b in pairs):.4f}" if alike else "other rows",
-            )
-        )
-    head = ("plan", "tokens/s", "times one card", "peak memory of the first card", "losses apart, at most")
-    return f"""## Two GPUs
-
-`{result["command"]}`, {result["date"]}, two {result["hardware"]["gpu"]}{_beside(result)}: `processes = 2`, the same
-rows in every step, 15 steps, the first five not counted; against one card in the section above.
-
-{_table(rows, head)}
-"""
-
-
-def _chat(result: dict[str, Any], losses: dict[str, Any]) -> str:
-    speeds = {each["variant"]: each["tokens_per_s"] for each in result["results"]}
-    rows = [
-        (
-            NAMES[each["variant"]],
-            f"{each['tokens_per_s']:,.0f}",
-            f"{each['tokens_per_s'] / speeds['plain']:.1f}",
-            f"{each['tokens_per_s'] / speeds['recipe-padded']:.2f}",
-            f"{each['peak_reserved_gib']:.2f} GiB",
-        )
-        for each in result["results"]
-    ]
-    ratio, packing = (speeds[name] / speeds["recipe-padded"] for name in ("16bit-packed", "packed"))
-    kinds = {"16bit-padded": "padded", "16bit-padding-free": "padding-free", "16bit-packed": "packed"}
-    same = [(kinds[each["variant"]], f"{each['tokens']:,}", f"{each['loss']:.5f}") for each in losses["results"]]
-    head = ("plan", "useful tokens/s", "times the plain stack", "times Unsloth's padded", "peak memory")
-    return f"""## Rows of chat length
-
-`{result["command"]}`, {result["date"]}, {result["hardware"]["gpu"]}{_beside(result)}. Lengths are log-normal with a
-median of 300 tokens, cut at 2048; only tokens of rows count, no padding. Goal: packing 3 times default padded batches.
-It is reached against the plain stack's, whose other costs count too; against Unsloth's own padded ones it is missed:
-{packing:.1f} times with the same weights and checkpoints, {ratio:.1f} times with 16-bit weights and nothing recomputed.
-
-{_table(rows, head)}
-
-![Useful tokens a second on rows of chat length](plots/gpu-chat-rows.svg)
-
-The loss with and without packing: `{losses["command"]}`, {losses["hardware"]["gpu"]}, SmolLM2-135M with its
-real weights and an adapter that is not trained, 16 bits, the same {losses["rows"]} rows of random words (goal: within
-0.001). Trainings with and without packing
-were not compared, and that the three took different code was not recorded.
-
-{_table(same, ("batches", "predicted tokens", "mean loss of a token"))}
-"""
-
-
 def _smollm2(result: dict[str, Any], processor: dict[str, Any]) -> str:
     ours, cpu, resumed = result["percent"], processor["percent"], result["resumed"]
+    mine, theirs = (sum(each["tuned"].values()) / len(each["tuned"]) for each in (ours, cpu))
     rows = [
         ("strict accuracy, base", _by_seed(ours["base"]), _by_seed(cpu["base"]), "-"),
-        ("strict accuracy, tuned, served", _by_seed(ours["tuned"]), _by_seed(cpu["tuned"]), "not below"),
-        ("its mean", _mean(ours["tuned"]), _mean(cpu["tuned"]), "not below"),
+        ("strict accuracy, tuned, served", _by_seed(ours["tuned"]), _by_seed(cpu["tuned"]), "-"),
+        ("its mean", f"{mine:.1f}%", f"{theirs:.1f}%", goal("not below", mine >= theirs)),
         ("interrupted and resumed: largest difference of a loss", str(resumed["largest_difference"]), "-", "0.05"),
         ("training", f"{result['training']['steps']} steps in {result['training']['seconds']:.0f} s", "-", "-"),
         ("from rows to the answered question set", f"{result['seconds']:.0f} s", "-", "-"),
     ]
     return f"""## SmolLM2 through Unsloth
 
-`{result["command"]}`, {result["date"]}, {result["hardware"]["gpu"]}{_beside(result)}: the demo's rows, config and
+`{result["command"]}`, {result["date"]}, {result["hardware"]["gpu"]}{beside(result)}: the demo's rows, config and
 questions with real weights, trained by Unsloth, exported, verified, served by llama.cpp on the GPU and asked, for each
 of {len(ours["tuned"])} seeds; and once more, stopped by SIGTERM at step {resumed["interrupted_at_step"]} and continued,
 {resumed["compared_steps"]} steps compared. The processor: `{processor["command"]}`, {processor["date"]}, \
 {processor["hardware"]["processor"]}.
 
-{_table(rows, ("what", "GPU", "processor", "goal"))}
+{table(rows, ("what", "GPU", "processor", "goal"))}
 
 {_apart(result.get("against_cpu"))}
 """
@@ -311,10 +60,6 @@ def _apart(against: dict[str, float] | None) -> str:
 
 def _by_seed(percent: dict[str, float]) -> str:
     return ", ".join(f"{each}%" for each in percent.values())
-
-
-def _mean(percent: dict[str, float]) -> str:
-    return f"{sum(percent.values()) / len(percent):.1f}%"
 
 
 def _dpo(result: dict[str, Any]) -> str:
@@ -335,14 +80,15 @@ def _conformance(*suites: dict[str, Any]) -> str:
     rows, said = [], []
     for name, suite in zip(("llama.cpp", "vLLM 0.26.0"), suites, strict=True):
         counts = suite["counts"]
-        rows.append((name, str(counts["passed"]), str(counts["failed"]), f"{suite['seconds']:.0f} s"))
+        figures = (str(counts["passed"]), str(counts["failed"]), f"{suite['seconds']:.0f} s")
+        rows.append((name, suite["hardware"]["gpu"], suite["date"][:10], *figures))
         said += [f"Failed on {name}: {test}{MENDED.get(test, '')}." for test in map(_short, suite["failed"])]
     return f"""## The endpoint on a GPU
 
-`{suites[1]["command"]}`, {suites[1]["date"]}, {suites[1]["hardware"]["gpu"]}: the endpoint's conformance suite, with
-the openai client, on engines that have all layers on the GPU.
+`python -m tests.gpu.run --stages llamacpp,vllm --out FOLDER --work FOLDER`: the endpoint's conformance suite, with the
+openai client, on engines that have all layers on the GPU.
 
-{_table(rows, ("engine", "passed", "failed", "time"))}
+{table(rows, ("engine", "GPU", "date", "passed", "failed", "time"))}
 
 {" ".join(said) or "Nothing failed."}
 """

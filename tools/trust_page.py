@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tools.page_parts import beside
+
 
 def trust(results: Path) -> list[str]:
     """Sections for the plan's predictions and for the kills, where they were measured."""
@@ -46,7 +48,7 @@ def _plan(results: Path) -> str:
     return f"""## Predicted against seen peak memory
 
 [planning.md](planning.md) says how peaks are predicted. On a GPU: `{gpu["command"]}`, {gpu["date"]},
-{gpu["hardware"]["gpu"]}, torch {gpu["packages"]["torch"]}, {gpu["model"]}; {gpu["how"]}. Largest difference
+{gpu["hardware"]["gpu"]}, torch {gpu["packages"]["torch"]}, {gpu["model"]}{beside(gpu)}. Largest difference
 {gpu["largest_off"]:.1%} (goal: 10%).
 
 {_peaks(gpu["results"])}

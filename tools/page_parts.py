@@ -1,0 +1,21 @@
+"""What several parts of the benchmark page are made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def table(rows: list[tuple[str, ...]], head: tuple[str, ...]) -> str:
+    """In Markdown."""
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def goal(text: str, reached: bool) -> str:
+    """The goal, and whether it was missed."""
+    return text if reached else f"{text} (missed)"
+
+
+def beside(result: dict[str, Any]) -> str:
+    """What else is to be known of a run."""
+    return f"; {result['beside']}" if "beside" in result else ""
