@@ -16,7 +16,8 @@ from modelstore import Base, Manifest, Run
 from modelstore.machine import compiled_llamacpp
 from server.engine import EngineOptions, EnginePlan, Probes, ServedModel, Weights, free_port, served_models
 
-HTTP_THREADS = 160  # llama.cpp blocks one per open stream, also per waiting one; its default is slots + 4
+# llama.cpp blocks one of its HTTP threads per open stream, also per waiting one; its default is slots + 4
+LEAST_REQUESTS, REQUESTS_PER_SLOT = 144, 4
 SPARE_THREADS = 16  # for proofs and metrics, without which a busy engine would look like one that hangs
 # libgomp's own value for crowded processors. Its default spins for a millisecond at every barrier, so that two engines
 # on the same processors take turns at doing nothing: docs/serving.md has the measurement.
@@ -62,8 +63,12 @@ def _plan(model: ServedModel, gguf: Path, manifest: Manifest, options: EngineOpt
         PROBES,
         limit_s,
         manifest.chat_template_sha256,
-        most_requests=HTTP_THREADS - SPARE_THREADS,
+        most_requests=_most_requests(options),
     )
+
+
+def _most_requests(options: EngineOptions) -> int:
+    return max(LEAST_REQUESTS, REQUESTS_PER_SLOT * options.slots)
 
 
 def llamacpp_argv(program: list[str], gguf: Path, alias: str, port: int, options: EngineOptions) -> list[str]:
@@ -83,7 +88,7 @@ def llamacpp_argv(program: list[str], gguf: Path, alias: str, port: int, options
         *("-tb", str(options.threads)),
         *("-ngl", str(options.gpu_layers)),
         *("--cache-ram", str(options.cache_mib)),  # the engine's own default is 8 GiB
-        *("--threads-http", str(HTTP_THREADS)),
+        *("--threads-http", str(_most_requests(options) + SPARE_THREADS)),
         *("-lv", "1"),
         "--metrics",
         "--no-ui",

@@ -77,18 +77,32 @@ def _plan(
     _check_template(template, manifest)
     argv = vllm_argv(vllm_program(), path, named.names[0], port, options, template if template.is_file() else None)
     limit_s = START_S + weights.bytes / READ_BYTES_PER_S
-    beside = ["--tokenizer", str(folder), "--hf-config-path", str(folder)] if weights.kind == "gguf" else []
+    environment = vllm_environment(key, options)
+    if weights.kind == "gguf":
+        argv += _beside_gguf(folder)
+        # of its plugins that one alone: the one for bitsandbytes registers its kernels a second time under it
+        environment |= {"VLLM_PLUGINS": "gguf"}
     return EnginePlan(
         models,
         port,
         key,
-        [*argv, *beside, *(extra or [])],
-        vllm_environment(key, options),
+        [*argv, *(extra or [])],
+        environment,
         PROBES,
         limit_s,
         has_children=True,
         stop_limit_s=SHUTDOWN_S + 5.0,
     )
+
+
+def _beside_gguf(folder: Path) -> list[str]:
+    """What vLLM takes from the run's or base's `folder` for a GGUF file. llama.cpp's converter writes Mistral's layout,
+    which Unsloth also gives to Phi-3, as `llama`, and the plugin knows no other name for it.
+    """
+    said = ["--tokenizer", str(folder), "--hf-config-path", str(folder)]
+    if json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type") != "mistral":
+        return said
+    return [*said, "--hf-overrides", json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]})]
 
 
 def vllm_argv(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import re
 import statistics
@@ -174,13 +175,17 @@ def model_folder(wish: argparse.Namespace) -> Path:
 
 
 def rows_file(wish: argparse.Namespace) -> Path:
-    """Questions whose answers fill the length: 8 rows a step, every one cut at 2048 tokens."""
+    """Questions whose answers fill the length: 8 rows a step, every one cut at 2048 tokens. Whole or not there: another
+    stage may begin beside this one.
+    """
     path: Path = wish.work / "rows.jsonl"
     if not path.exists():
         rng = random.Random(3407)
         words = sorted(set(re.findall(r"[a-z]{3,9}", (ROOT / "data/handbook-en/train.jsonl").read_text())))
-        with path.open("w") as file:
+        unfinished = path.with_suffix(f".{os.getpid()}")
+        with unfinished.open("w") as file:
             for number in range(8 * max(wish.phi3_steps, PLAIN_STEPS)):
                 answer = " ".join(rng.choices(words, k=LENGTH))
                 file.write(json.dumps({"question": f"What is in list {number}?", "answer": answer}) + "\n")
+        unfinished.rename(path)
     return path

@@ -123,6 +123,21 @@ def test_gguf_files_are_read_with_config_and_tokenizer_beside_them(
     merged = str(store.run("current").path / "merged")
     assert tuned.argv[-4:] == ["--tokenizer", merged, "--hf-config-path", merged]
     assert f"--chat-template {merged}/chat_template.jinja" in " ".join(tuned.argv)
+    assert tuned.environment["VLLM_PLUGINS"] == "gguf"
+
+
+def test_ggufs_reader_hears_of_mistrals_layout_what_the_converter_writes(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_plugin = tmp_path / "python"
+    has_plugin.write_text("#!/bin/sh\n")
+    has_plugin.chmod(0o755)
+    monkeypatch.setenv("TUNESHIP_VLLM_PYTHON", str(has_plugin))
+    config = store.base(BASE_ID).path / "hf/config.json"
+    config.write_text(json.dumps({**CONFIG, "model_type": "mistral"}))
+    tuned, base = plan_serving(store, "current", Wish(Vllm(), OPTIONS, "gguf")).engines
+    assert "--hf-overrides" not in tuned.argv
+    assert json.loads(base.argv[base.argv.index("--hf-overrides") + 1])["model_type"] == "llama"
 
 
 def test_what_vllm_compiles_is_kept_in_the_store(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
