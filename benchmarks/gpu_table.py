@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.demo_seeds import SEEDS, store_of  # noqa: E402
 from tests.gpu.serving import llama_server  # noqa: E402
 
-FULL = "recipe,recipe-quiet,recipe-whole,recipe-one-buffer,recipe-unsloth,16bit,16bit-fused,16bit-wide-fused"
+FULL = "recipe,recipe-bucketed,recipe-waiting,recipe-whole,recipe-unsloth,16bit,16bit-fused,16bit-wide-fused"
 CHAT = "plain,recipe-padded,packed,16bit-packed"
 
 

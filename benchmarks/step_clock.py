@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
+from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 PROFILED_STEPS = 2
 KERNELS = 25  # named in a profile; the others are summed up
+WAITS = 12
+Span = tuple[int, float, float, str]  # stream, start and end in microseconds, kernel
 
 
 class Clock:
@@ -50,10 +55,42 @@ def _kernels(profiler: Any, wall_s: float) -> dict[str, Any]:
         for entry in profiler.key_averages()
     ]
     found = sorted((entry for entry in found if entry[1] > 0), key=lambda entry: -entry[1])
+    events = [each for each in profiler.events() if each.device_type.name == "CUDA"]
+    spans = [(each.device_resource_id, each.time_range.start, each.time_range.end, each.name) for each in events]
     return {
         "steps": PROFILED_STEPS,
         "wall_ms_of_a_step": round(1e3 * wall_s / PROFILED_STEPS, 1),
         "kernels_ms_of_a_step": round(sum(ms for _, ms, _ in found), 1),
         "other_kernels_ms": round(sum(ms for _, ms, _ in found[KERNELS:]), 1),
         "kernels": [{"name": name[:120], "ms": round(ms, 2), "calls": calls} for name, ms, calls in found[:KERNELS]],
+        **idle(spans),
+    }
+
+
+def idle(spans: Iterable[Span]) -> dict[str, Any]:
+    """How long the busiest stream had nothing to do in one step, in ms, and between which kernels, longest first."""
+    streams = defaultdict[int, list[Span]](list)
+    for span in spans:
+        streams[span[0]].append(span)
+    if not streams:
+        return {}
+    busiest = max(streams.values(), key=lambda those: sum(end - start for _, start, end, _ in those))
+    between, until = defaultdict[tuple[str, str], list[float]](list), 0.0
+    for before, after in pairwise(sorted(busiest, key=lambda span: span[1])):
+        until = max(until, before[2])
+        if after[1] > until:
+            between[before[3], after[3]].append((after[1] - until) / 1e3)
+    found = sorted(between.items(), key=lambda entry: -sum(entry[1]))
+    return {
+        "idle_ms_of_a_step": round(sum(map(sum, between.values())) / PROFILED_STEPS, 1),
+        "waits": [
+            {
+                "before": before[:80],
+                "after": after[:80],
+                "ms": round(sum(waits) / PROFILED_STEPS, 2),
+                "longest_ms": round(max(waits), 2),
+                "times": len(waits) // PROFILED_STEPS,
+            }
+            for (before, after), waits in found[:WAITS]
+        ],
     }

@@ -53,7 +53,9 @@ FUSED = {"training.optimizer": "adamw"}  # one kernel for many tensors, where bi
 QUIET = {"training.logging_steps": 100000}  # a logged loss is waited for
 ONE_BUFFER = {"UNSLOTH_DISABLE_DOUBLE_BUFFER": "1", "UNSLOTH_GC_PREFETCH": "0"}
 WHOLE = {"TUNESHIP_WHOLE_RECOMPUTE": "1"}
-OWN = {**WHOLE, "UNSLOTH_GC_PREFETCH": "0"}  # Unsloth's defaults
+BUCKETED = {"UNSLOTH_SDPA_CUDNN_BUCKET": "128"}  # attention at the next of a few lengths
+WAITING = {"TUNESHIP_WAITING_OPTIMIZER": "1"}
+OWN = {**WHOLE, **BUCKETED, **WAITING, "UNSLOTH_GC_PREFETCH": "0"}  # Unsloth's and bitsandbytes' defaults
 # keys in capitals are environment variables, switches of Unsloth and of the backend
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -66,6 +68,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "recipe-padding-free": {"training.batches": "padding_free"},
     "recipe-quiet": QUIET,
     "recipe-one-buffer": ONE_BUFFER,
+    "recipe-bucketed": BUCKETED,
+    "recipe-waiting": WAITING,
     "4bit": NO_RECOMPUTE,
     "4bit-padded": {**NO_RECOMPUTE, "training.batches": "padded"},
     "16bit": BF16,

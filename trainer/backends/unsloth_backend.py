@@ -47,6 +47,8 @@ class UnslothBackend:
         else:
             trainer, made_of, padding_free = seeded_trainer(), dataset, _padding_free(config, prepared)
             settings = sft_config(config, checkpoints, evaluates=evaluates, padding_free=padding_free)
+            if _fill_the_length(config, prepared):
+                _attend_at_full_length()
         return trainer(model=model, args=settings, processing_class=tokenizer, **datasets_of(prepared, made_of))
 
     def for_inference(self, model: Any) -> None:
@@ -111,6 +113,20 @@ def _padding_free(config: TrainConfig, prepared: Prepared) -> bool | None:
     """
     if config.training.batches != "auto":
         return config.training.batches == "padding_free"
+    return False if _fill_the_length(config, prepared) and not config.training.packing else None
+
+
+def _fill_the_length(config: TrainConfig, prepared: Prepared) -> bool:
     lengths = [len(example.input_ids) for example in prepared.train]
-    filled = sum(lengths) / (len(lengths) * config.model.max_length_tokens)
-    return False if filled >= FILLED and not config.training.packing else None
+    return sum(lengths) >= FILLED * len(lengths) * config.model.max_length_tokens
+
+
+def _attend_at_full_length() -> None:
+    """Where batches differ in length, Unsloth pads them for cuDNN's attention to one of a few lengths, and a length
+    that is one of these to the next: cuDNN plans each length anew. Batches of one length do without: 2,048 tokens are
+    not computed as 2,176. UNSLOTH_SDPA_CUDNN_BUCKET, where it is set, is obeyed.
+    """
+    from unsloth.utils import attention_dispatch
+
+    if "UNSLOTH_SDPA_CUDNN_BUCKET" not in os.environ:
+        attention_dispatch._CUDNN_LENGTH_BUCKET = 0
