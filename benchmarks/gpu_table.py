@@ -28,7 +28,7 @@ from benchmarks.demo_seeds import SEEDS, store_of  # noqa: E402
 from tests.gpu.serving import llama_server  # noqa: E402
 
 FULL = "recipe,recipe-bucketed,recipe-waiting,recipe-whole,recipe-unsloth,16bit,16bit-fused,16bit-wide-fused"
-CHAT = "plain,recipe-padded,packed,16bit-packed"
+CHAT = "plain,recipe-padded,packed,packed-by-rows,16bit-packed"
 
 
 @dataclass(frozen=True)

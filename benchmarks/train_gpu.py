@@ -81,6 +81,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "16bit-fused": {**BF16, **FUSED},
     "16bit-wide-fused": {**WIDE, **FUSED, **QUIET},
     "packed": {"training.packing": True},
+    "packed-by-rows": {"training.packing": True, "UNSLOTH_TORCH_VARLEN": "0"},  # attention once for every row
     "16bit-packed": {**BF16, "training.packing": True},
     "two": {"training.processes": 2},
     "two-padded": {"training.processes": 2, "training.batches": "padded"},

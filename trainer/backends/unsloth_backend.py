@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelstore import Base
+from trainer.backends.attention import attend_at_full_length, attend_in_one_call
 from trainer.backends.last_product import leave_last_product_out
 from trainer.backends.preferences import dpo_trainer, preference_dataset
 from trainer.backends.recipe import dataset, datasets_of, dpo_config, seeded_trainer, sft_config
@@ -48,7 +49,9 @@ class UnslothBackend:
             trainer, made_of, padding_free = seeded_trainer(), dataset, _padding_free(config, prepared)
             settings = sft_config(config, checkpoints, evaluates=evaluates, padding_free=padding_free)
             if _fill_the_length(config, prepared):
-                _attend_at_full_length()
+                attend_at_full_length()
+            if padding_free is not False and attend_in_one_call():
+                print("Rows that share a batch attend in one call.", file=sys.stderr)
         return trainer(model=model, args=settings, processing_class=tokenizer, **datasets_of(prepared, made_of))
 
     def for_inference(self, model: Any) -> None:
@@ -119,14 +122,3 @@ def _padding_free(config: TrainConfig, prepared: Prepared) -> bool | None:
 def _fill_the_length(config: TrainConfig, prepared: Prepared) -> bool:
     lengths = [len(example.input_ids) for example in prepared.train]
     return sum(lengths) >= FILLED * len(lengths) * config.model.max_length_tokens
-
-
-def _attend_at_full_length() -> None:
-    """Where batches differ in length, Unsloth pads them for cuDNN's attention to one of a few lengths, and a length
-    that is one of these to the next: cuDNN plans each length anew. Batches of one length do without: 2,048 tokens are
-    not computed as 2,176. UNSLOTH_SDPA_CUDNN_BUCKET, where it is set, is obeyed.
-    """
-    from unsloth.utils import attention_dispatch
-
-    if "UNSLOTH_SDPA_CUDNN_BUCKET" not in os.environ:
-        attention_dispatch._CUDNN_LENGTH_BUCKET = 0
