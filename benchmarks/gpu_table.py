@@ -4,8 +4,8 @@
 usage: .venv/trainer/bin/python benchmarks/gpu_table.py --phi3-tokenizer FOLDER [--out benchmarks/results]
        [--work FOLDER] [--only NAME,…] [--cards 0,1] [--list]
 
-Each card takes the next task whose requirements are met: the stages of the GPU suite (tests/gpu), training plans,
-serving. Tasks need the kit's environments and a llama.cpp for the GPU: `make llamacpp`, or TUNESHIP_LLAMACPP. A task
+Each card takes the next task whose requirements are met, with its share of the processors: the stages of the GPU suite
+(tests/gpu), training plans, serving. Tasks need the kit's environments and a llama.cpp for the GPU: `make llamacpp`, or TUNESHIP_LLAMACPP. A task
 that fails without having made what others need keeps those back, and no other; a missed goal keeps nothing back. What a
 task says is in WORK/logs. Prints one closing line with counts; the exit code is 1 where a task failed.
 """
@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -99,7 +100,10 @@ class Table:
 
     def run(self) -> int:
         """Everything; the exit code."""
-        lanes = [threading.Thread(target=self._lane, args=(card,)) for card in self._cards]
+        there, cards = sorted(os.sched_getaffinity(0)), len(self._cards)
+        ends = [place * len(there) // cards for place in range(cards + 1)]
+        shares = [there[begin:end] or there for begin, end in pairwise(ends)]
+        lanes = [threading.Thread(target=self._lane, args=each) for each in zip(self._cards, shares, strict=True)]
         for lane in lanes:
             lane.start()
         for lane in lanes:
@@ -112,7 +116,8 @@ class Table:
         print(f"\n{counts}, {self._seconds() / 60:.1f} minutes on {len(self._cards)} cards", flush=True)
         return int("failed" in states)
 
-    def _lane(self, card: str) -> None:
+    def _lane(self, card: str, processors: list[int]) -> None:
+        os.sched_setaffinity(0, processors)  # of this thread, and of the programs that it starts
         while True:
             with self._changed:
                 alone = [task for task in self._tasks if task.cards == 1]

@@ -128,6 +128,7 @@ DRAWN: dict[str, Callable[[Axes], None]] = {
     "peak-memory": peaks,
     "eval-concurrency": evaluation,
     "serving-cpu": partial(served, "cpu"),
+    "serving-gpu": partial(served, "gpu"),
 }
 
 

@@ -7,6 +7,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from tools.page_parts import beside
+
 KINDS = ("gpu", "cpu")
 
 
@@ -33,7 +35,8 @@ def _source(result: dict[str, Any]) -> str:
     packages = ", ".join(f"{name} {version}" for name, version in result["packages"].items())
     return (
         f"`{result['command']}`, {result['date']}: {result['model']}, {result['machine']['processors']} processors, "
-        f"Python {result['machine']['python']}, {packages}; load average {result['load_before']} when it began."
+        f"Python {result['machine']['python']}, {packages}; load average {result['load_before']} when it "
+        f"began{beside(result)}."
     )
 
 
@@ -89,6 +92,9 @@ def _case(case: dict[str, Any]) -> list[str]:
         loads = [load for load in case["loads"] if load["streams"] == streams]
         if errors := [load["error"] for load in loads if "error" in load]:
             lines.append(f"| {case['case']} | {streams} | {cell(errors[0][:160])} | | | | | |")
+            continue
+        if {load["path"] for load in loads} != {"gateway", "direct"}:
+            lines.append(f"| {case['case']} | {streams} | not measured through the gateway | | | | | |")
             continue
         rates = [_median(loads, path, "output_tokens_per_s") for path in ("gateway", "direct")]
         ratio = f"{rates[0] / rates[1]:.3f}" if rates[1] else "-"

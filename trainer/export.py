@@ -111,10 +111,14 @@ def _export(
     else:
         merge_files(base.folder("hf"), staging / "adapter", staging / "merged", sparing=sparing)
     say(f"export: GGUF {', '.join(quantizations)}")
+
+    def files() -> list[ArtifactSpec]:
+        made = make_gguf(staging / "merged", staging / "gguf", "tuned", quantizations, base.id, calibration, sparing)
+        say("export: GGUF files are written")
+        return made
+
     with ThreadPoolExecutor(1) as pool:  # the work is done by child processes
-        made = pool.submit(
-            make_gguf, staging / "merged", staging / "gguf", "tuned", quantizations, base.id, calibration, sparing
-        )
+        made = pool.submit(files)
         try:
             if sparing or cpu_threads() < SPARE_THREADS:
                 made.result()

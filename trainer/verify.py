@@ -106,6 +106,7 @@ def verify_merged(
     else:
         checks.append(_exact_weights(said, compare_weights(base.folder("hf"), folder / "adapter", folder / "merged")))
     checks.append(_same_settings(base.folder("hf"), folder / "merged"))
+    say("verify: merged weights answer")
     merged = _measure_folder(folder / "merged", tokenizer, reference.probes)
     return [*checks, _check_merged(merged, reference)], merged
 

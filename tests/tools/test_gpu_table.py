@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -33,6 +34,15 @@ def test_everything_is_done_in_an_order_that_its_needs_allow(
     assert said.index("late: done") < said.index("both begins")
     assert (tmp_path / "logs" / "both.log").read_text() == "0,1\n"
     assert "4 done, 0 failed, 0 left out" in said
+
+
+def test_each_card_has_its_share_of_the_processors(tmp_path: Path) -> None:
+    there = os.sched_getaffinity(0)
+    code = "import os, time; print(*sorted(os.sched_getaffinity(0))); time.sleep(1)"
+    assert Table([task("one", code=code), task("other", code=code)], ["0", "1"], tmp_path).run() == 0
+    one, other = (set((tmp_path / "logs" / f"{name}.log").read_text().split()) for name in ("one", "other"))
+    assert {*map(int, one | other)} == there == os.sched_getaffinity(0)
+    assert len(there) == 1 or not one & other
 
 
 def test_a_failure_keeps_back_what_needs_it_and_nothing_else(
