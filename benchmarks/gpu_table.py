@@ -5,9 +5,10 @@ usage: .venv/trainer/bin/python benchmarks/gpu_table.py --phi3-tokenizer FOLDER 
        [--work FOLDER] [--only NAME,…] [--cards 0,1] [--list]
 
 Each card takes the next task whose requirements are met, with its share of the processors: the stages of the GPU suite
-(tests/gpu), training plans, serving. Tasks need the kit's environments and a llama.cpp for the GPU: `make llamacpp`, or TUNESHIP_LLAMACPP. A task
-that fails without having made what others need keeps those back, and no other; a missed goal keeps nothing back. What a
-task says is in WORK/logs. Prints one closing line with counts; the exit code is 1 where a task failed.
+(tests/gpu), training plans, serving. Tasks need the kit's environments and a llama.cpp for the GPU: `make llamacpp`, or
+TUNESHIP_LLAMACPP. A task that fails without having made what others need keeps those back, and no other; a missed goal
+keeps nothing back. What a task says is in WORK/logs. Prints one closing line with counts; the exit code is 1 where a
+task failed.
 """
 
 from __future__ import annotations
