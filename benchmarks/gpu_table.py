@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.demo_seeds import SEEDS, store_of  # noqa: E402
 from tests.gpu.serving import llama_server  # noqa: E402
 
-FULL = "recipe,recipe-bucketed,recipe-waiting,recipe-whole,recipe-unsloth,16bit,16bit-fused,16bit-wide-fused"
+FULL = "recipe,recipe-bucketed,recipe-waiting,recipe-whole,recipe-unsloth,16bit,16bit-wide-fused"
 CHAT = "plain,recipe-padded,packed,packed-by-rows,16bit-packed"
 
 
@@ -74,19 +74,19 @@ def tasks(tokenizer: Path, out: Path, work: Path) -> list[Task]:
         Task("model", 25, ["-m", "benchmarks.phi3_random", model, "--tokenizer", str(tokenizer)], makes="phi3/*.json"),
         stage("plain", 150, "model"),
         stage("phi3", 430, "model", makes="phi3-store/runs/*"),  # compares with plain at its end
-        stage("vllm", 480),
-        *(serving(f"vllm-{weights}", 200) for weights in ("merged", "adapter", "gguf-Q8_0")),
-        *(serving(f"llamacpp-{quantization}", 80) for quantization in ("BF16", "Q8_0", "Q4_K_M")),
-        training("training-full", 450, FULL, "full"),
-        training("training-chat", 280, CHAT, "chat"),
+        stage("vllm", 450),
+        *(serving(f"vllm-{weights}", 340) for weights in ("merged", "adapter", "gguf-Q8_0")),
+        *(serving(f"llamacpp-{quantization}", 145) for quantization in ("BF16", "Q8_0", "Q4_K_M")),
+        training("training-full", 600, FULL, "full"),
+        training("training-chat", 420, CHAT, "chat"),
+        Task("plan-memory", 330, planned, ("model",)),
         stage("warm", 220, "phi3"),
         stage("fast", 150, "phi3"),
-        stage("smollm2", 200, makes=str(small.relative_to(work))),
-        stage("dpo", 60),
+        stage("smollm2", 235, makes=str(small.relative_to(work))),
+        stage("dpo", 135),
         Task("packed-loss", 65, packed, ("smollm2",)),
-        stage("llamacpp", 40),
-        Task("plan-memory", 240, planned, ("model",)),
-        training("training-two", 180, "two,two-16bit", "full", cards=2),
+        stage("llamacpp", 65),
+        training("training-two", 230, "two,two-16bit", "full", cards=2),
     ]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tools.export_page import matrix_gain
+from tools.goals_page import goals
 from tools.gpu_page import gpu
 from tools.page_parts import goal
 from tools.serving_page import cell, serving
@@ -36,6 +37,7 @@ def page() -> str:
     other = json.loads((RESULTS / "guidellm-stub.json").read_text())
     processor = json.loads((RESULTS / "train-cpu.json").read_text())
     parts = [
+        goals(RESULTS),
         _demo(demo),
         _train_cpu(processor),
         _broken(broken),

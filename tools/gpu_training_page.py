@@ -21,7 +21,7 @@ NAMES = {
     "16bit": "16-bit weights, nothing recomputed",
     "16bit-graphs": "the same, a CUDA graph for each block",
     "16bit-fused": "the same, AdamW in 32 bits and one kernel",
-    "16bit-wide-fused": "the same, all eight rows in one pass, no loss logged",
+    "16bit-wide-fused": "the same, AdamW in one kernel, all eight rows in one pass, no loss logged",
     "plain": "plain stack, padded",
     "recipe-padded": "Unsloth, 4-bit, offloaded checkpoints, padded",
     "packed": "the kit with packing, 4-bit, offloaded checkpoints",

@@ -2,7 +2,7 @@
 
 Rows that share a batch without padding attend in one call of torch's flash kernel also with torch 2.11. Unsloth takes
 that kernel from torch 2.12 on, whose public function for it knows grouped heads, and before asks for attention once for
-every row: with short rows, on an H200, the gradients of the slices alone were a quarter of the GPU's time. The
+every row: with short rows, on an H200, the gradients of the slices alone were a sixth of the GPU's time. The
 operation beneath is the same in torch 2.11, and Unsloth's own wrapper calls that. Only where results and gradients of a
 few rows stay the same.
 
