@@ -14,14 +14,17 @@ task failed.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
 import threading
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -95,6 +98,7 @@ class Table:
 
     def __init__(self, wanted: list[Task], cards: list[str], work: Path) -> None:
         self._tasks, self._cards, self._work, self._logs = wanted, cards, work, work / "logs"
+        self._lasted: dict[str, float] = {}
         self._states = {task.name: "waiting" for task in wanted}
         self._changed = threading.Condition()
         self._began = time.monotonic()
@@ -158,7 +162,17 @@ class Table:
         with self._changed:
             self._states[task.name] = "failed" if done.returncode else "done"
             self._changed.notify_all()
-        self._say(f"{task.name}: {self._states[task.name]} after {time.monotonic() - began:.0f} s")
+        self._lasted[task.name] = round(time.monotonic() - began, 1)
+        self._say(f"{task.name}: {self._states[task.name]} after {self._lasted[task.name]:.0f} s")
+
+    def document(self) -> dict[str, Any]:
+        """What was done, for a result file."""
+        tasks = [
+            {"name": task.name, "state": self._states[task.name], "seconds": self._lasted.get(task.name)}
+            for task in self._tasks
+        ]
+        date = datetime.now(UTC).isoformat(timespec="seconds")
+        return {"date": date, "cards": len(self._cards), "seconds": round(self._seconds(), 1), "tasks": tasks}
 
     def _say(self, what: str) -> None:
         left = sum(task.seconds for task in self._tasks if self._states[task.name] in ("waiting", "running"))
@@ -196,7 +210,11 @@ def main() -> int:
         return 2
     (wish.work / "logs").mkdir(parents=True, exist_ok=True)
     wish.out.mkdir(parents=True, exist_ok=True)
-    return Table(wanted, cards, wish.work).run()
+    table = Table(wanted, cards, wish.work)
+    code = table.run()
+    if not wish.only:
+        (wish.out / "gpu-table.json").write_text(json.dumps(table.document(), indent=1) + "\n")
+    return code
 
 
 def _cards() -> int:

@@ -129,8 +129,9 @@ def _stages(stages: dict[str, float]) -> list[tuple[str, ...]]:
 
 
 def _variants(result: dict[str, Any], plain: dict[str, Any]) -> str:
-    rows, kernels = [], []
+    rows, kernels, first = [], [], result["results"][0]["losses"]
     for each in result["results"]:
+        logged = len(each["losses"]) == len(first)
         is_fast, speed = each["variant"].startswith("16bit"), each["tokens_per_s"]
         rows.append(
             (
@@ -138,6 +139,9 @@ def _variants(result: dict[str, Any], plain: dict[str, Any]) -> str:
                 f"{speed:,.0f}",
                 f"{speed / plain['tokens_per_s']:.2f}",
                 f"{each['peak_reserved_gib']:.2f} GiB",
+                f"{max(abs(a - b) for a, b in zip(each['losses'], first, strict=True)):.4f}"
+                if logged
+                else "not logged",
                 goal("30,000 tokens/s", speed >= 30000) if is_fast else "-",
             )
         )
@@ -152,7 +156,9 @@ def _variants(result: dict[str, Any], plain: dict[str, Any]) -> str:
 `{result["command"]}`, {result["date"]}, {result["hardware"]["gpu"]}{beside(result)}. 15 steps each, the first five
 not counted; the plain stack is that of the section above.
 
-{table(rows, ("plan", "tokens/s", "times the plain stack", "peak memory", "goal"))}
+{table(rows, ("plan", "tokens/s", "times the plain stack", "peak memory", "losses from the recipe's, at most", "goal"))}
+
+Losses of plans with 16-bit weights are those of another base: the recipe's is rounded to 4 bits.
 
 ![Tokens a second by plan](plots/gpu-training.svg)
 

@@ -49,8 +49,12 @@ def test_a_failure_keeps_back_what_needs_it_and_nothing_else(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wanted = [task("bad", code="raise SystemExit(3)"), task("next", "bad"), task("last", "next"), task("free")]
-    assert Table([*wanted, task("two", cards=2)], ["0"], tmp_path).run() == 1
+    table = Table([*wanted, task("two", cards=2)], ["0"], tmp_path)
+    assert table.run() == 1
     assert "1 done, 1 failed, 3 left out" in capsys.readouterr().out
+    states = {one["name"]: (one["state"], one["seconds"] is None) for one in table.document()["tasks"]}
+    assert states["bad"] == ("failed", False)
+    assert states["next"] == ("left out", True)
 
 
 def test_what_missed_a_goal_but_made_its_files_keeps_nothing_back(

@@ -85,7 +85,8 @@ def seeded(trl_trainer: Any) -> Any:
             return [len(ids) for ids in self.train_dataset["input_ids"]]
 
         def create_optimizer(self, *arguments: Any, **named: Any) -> Any:
-            queue_updates()
+            if "8bit" in self.args.optim:
+                queue_updates()
             return super().create_optimizer(*arguments, **named)
 
         def _get_output_dir(self, trial: Any) -> str:
@@ -110,9 +111,9 @@ def queue_updates() -> None:
     times a step for an adapter of Phi-3-mini, so the GPU waits for the next launch; only its paged kind needs that.
     TUNESHIP_WAITING_OPTIMIZER=1 keeps it, for comparison.
     """
-    if importlib.util.find_spec("bitsandbytes") and os.environ.get("TUNESHIP_WAITING_OPTIMIZER") != "1":
-        from bitsandbytes.optim import optimizer
+    from bitsandbytes.optim import optimizer
 
+    if os.environ.get("TUNESHIP_WAITING_OPTIMIZER") != "1":
         optimizer.sync_gpu = lambda _: None
 
 
