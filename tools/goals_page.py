@@ -61,7 +61,7 @@ def _training(read: dict[str, Any]) -> list[Row]:
             f"{losses:.4f}",
             "0.01",
             losses <= 0.01,
-            "other rows were compared, because two stages wrote one file",
+            phi3.get("beside", "the section below has both curves"),
         ),
         ("200 steps of the recipe", f"{steps_s:.0f} s", "240 s", steps_s < 240, ""),
         ("merge, GGUF files, verification", f"{export_s:.0f} s", "240 s", export_s < 240, ""),

@@ -82,6 +82,7 @@ def test_golden_argv_of_vllm_on_a_cpu() -> None:
     settings = vllm_environment("k", OPTIONS)
     assert settings["VLLM_API_KEY"] == "k"
     assert settings["HF_HUB_OFFLINE"] == "1"
+    assert settings["VLLM_LOGGING_LEVEL"] == "WARNING"
     assert (settings["VLLM_CPU_KVCACHE_SPACE"], settings["OMP_NUM_THREADS"]) == ("1", "3")
 
 
