@@ -135,7 +135,7 @@ def vllm_argv(
 
 
 def vllm_environment(api_key: str, options: EngineOptions) -> dict[str, str]:
-    """Key, no network, no usage reports, warnings only unless VLLM_LOGGING_LEVEL says else, threads within the quota."""
+    """Key, no network, no usage reports, warnings only unless the variable says else, threads within the quota."""
     environment = {
         "VLLM_API_KEY": api_key,
         "VLLM_NO_USAGE_STATS": "1",
