@@ -146,7 +146,7 @@ def _time(read: dict[str, Any]) -> list[Row]:
 def _whole(read: dict[str, Any]) -> Row:
     result = read["gpu-table"]
     minutes, cards = result["seconds"] / 60, result["cards"]
-    why = result.get("beside", "benchmarks/results/gpu-table.json has the seconds of each part")
+    why = f"by {minutes - 25:.1f} min; {result.get('beside', 'gpu-table.json has the seconds of each part')}"
     return (
         "`make bench-gpu`, all of the GPU's tables",
         f"{minutes:.1f} min on {cards} cards",
