@@ -81,7 +81,7 @@ def _plan(
     if weights.kind == "gguf":
         argv += _beside_gguf(folder)
         # of its plugins that one alone: the one for bitsandbytes registers its kernels a second time under it
-        environment |= {"VLLM_PLUGINS": "gguf"}
+        environment |= {"VLLM_PLUGINS": os.environ.get("VLLM_PLUGINS", "gguf")}
     return EnginePlan(
         models,
         port,
@@ -135,7 +135,7 @@ def vllm_argv(
 
 
 def vllm_environment(api_key: str, options: EngineOptions) -> dict[str, str]:
-    """Key, no network, no usage reports, warnings only unless the variable says else, threads within the quota."""
+    """Key, no network, no usage reports, warnings unless VLLM_LOGGING_LEVEL is set, threads within the quota."""
     environment = {
         "VLLM_API_KEY": api_key,
         "VLLM_NO_USAGE_STATS": "1",

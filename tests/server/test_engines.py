@@ -73,6 +73,11 @@ def test_vllm_computes_in_fp32_where_bf16_would_be_emulated() -> None:
     assert argv[-2:] == ["--dtype", "float32"]
 
 
+def test_requests_wait_in_llamacpp_for_as_many_as_four_to_a_slot() -> None:
+    argv = llamacpp_argv(["llama-server"], Path("/store/m.gguf"), "my-run", 9000, replace(OPTIONS, slots=64))
+    assert argv[argv.index("--threads-http") + 1] == str(4 * 64 + 16)
+
+
 def test_golden_argv_of_vllm_on_a_cpu() -> None:
     argv = vllm_argv(["vllm"], Path("/store/merged"), "my-run", 9000, OPTIONS, None)
     assert " ".join(argv) == (
@@ -112,13 +117,16 @@ def test_merged_weights_are_two_processes_and_an_adapter_one(store: Store, monke
     assert shared.models[0].adapter == store.run("current").path / "adapter"
 
 
-def test_gguf_files_are_read_with_config_and_tokenizer_beside_them(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    has_plugin = tmp_path / "python"
-    has_plugin.write_text("#!/bin/sh\n")
-    has_plugin.chmod(0o755)
-    monkeypatch.setenv("TUNESHIP_VLLM_PYTHON", str(has_plugin))
+@pytest.fixture
+def _has_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\n")
+    python.chmod(0o755)
+    monkeypatch.setenv("TUNESHIP_VLLM_PYTHON", str(python))
+
+
+@pytest.mark.usefixtures("_has_plugin")
+def test_gguf_files_are_read_with_config_and_tokenizer_beside_them(store: Store) -> None:
     tuned, base = plan_serving(store, "current", Wish(Vllm(), OPTIONS, "gguf")).engines
     assert [Path(engine.argv[4]).name for engine in (tuned, base)] == ["r-Q8_0.gguf", "b-Q8_0.gguf"]
     merged = str(store.run("current").path / "merged")
@@ -127,13 +135,8 @@ def test_gguf_files_are_read_with_config_and_tokenizer_beside_them(
     assert tuned.environment["VLLM_PLUGINS"] == "gguf"
 
 
-def test_ggufs_reader_hears_of_mistrals_layout_what_the_converter_writes(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    has_plugin = tmp_path / "python"
-    has_plugin.write_text("#!/bin/sh\n")
-    has_plugin.chmod(0o755)
-    monkeypatch.setenv("TUNESHIP_VLLM_PYTHON", str(has_plugin))
+@pytest.mark.usefixtures("_has_plugin")
+def test_ggufs_reader_hears_of_mistrals_layout_what_the_converter_writes(store: Store) -> None:
     config = store.base(BASE_ID).path / "hf/config.json"
     config.write_text(json.dumps({**CONFIG, "model_type": "mistral"}))
     tuned, base = plan_serving(store, "current", Wish(Vllm(), OPTIONS, "gguf")).engines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,17 @@ from trainer.backends.attention import HEADS, is_attention_by_rows
 ROOT = Path(__file__).parents[2]
 
 
-def masked(query: Any, key: Any, value: Any, ends: Any, _: int, *, causal: bool = True, apart: bool = True) -> Any:
+def masked(
+    query: Any, key: Any, value: Any, ends: Any, *_: Any, causal: bool = True, apart: bool = True, **named: Any
+) -> Any:
     """In one call with a mask, as an independent way to the same."""
     numbers = torch.arange(len(query))
     rows = torch.bucketize(numbers, ends[1:], right=True)
     mask = torch.ones(len(query), len(query), dtype=torch.bool)
     if causal:
         mask &= numbers[:, None] >= numbers[None]
+    if (left := named["window_size"][0]) >= 0:
+        mask &= numbers[:, None] - numbers[None] <= left
     if apart:
         mask &= rows[:, None] == rows[None]
     heads = (each.transpose(0, 1).repeat_interleave(HEADS // each.shape[1], 0)[None] for each in (query, key, value))
@@ -31,9 +36,18 @@ def masked(query: Any, key: Any, value: Any, ends: Any, _: int, *, causal: bool 
 
 def test_only_attention_of_each_row_alone_is_taken() -> None:
     assert is_attention_by_rows(masked, "cpu")
-    assert not is_attention_by_rows(lambda *given: masked(*given, apart=False), "cpu")
-    assert not is_attention_by_rows(lambda *given: masked(*given, causal=False), "cpu")
-    assert not is_attention_by_rows(lambda q, k, v, *rows: masked(q, k, (v + v.detach()) / 2, *rows), "cpu")
+    assert not is_attention_by_rows(partial(masked, apart=False), "cpu")
+    assert not is_attention_by_rows(partial(masked, causal=False), "cpu")
+    half = lambda q, k, v, *rows, **named: masked(q, k, (v + v.detach()) / 2, *rows, **named)  # noqa: E731
+    assert not is_attention_by_rows(half, "cpu")
+
+
+def test_a_window_that_is_not_obeyed_is_seen() -> None:
+    def narrow(*given: Any, **named: Any) -> Any:
+        window = named["window_size"]
+        return masked(*given, **{**named, "window_size": window if window == (-1, 0) else (4, 0)})
+
+    assert not is_attention_by_rows(narrow, "cpu")
 
 
 @pytest.mark.skipif(not (find_spec("unsloth") and find_spec("triton")), reason="Unsloth is not in this environment")

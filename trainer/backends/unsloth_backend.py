@@ -21,7 +21,7 @@ from trainer.targets import lora_targets
 if TYPE_CHECKING:
     from trainer.prepare import Prepared
 
-FILLED = 0.95  # share of the full length from which on rows count as filling it
+FILLED = 0.95  # share of the full length from which on rows count as filling it, and of the rows that are as long
 RECOMPUTE: dict[str, bool | str] = {"off": False, "on": True, "unsloth": "unsloth"}
 
 
@@ -48,7 +48,7 @@ class UnslothBackend:
         else:
             trainer, made_of, padding_free = seeded_trainer(), dataset, _padding_free(config, prepared)
             settings = sft_config(config, checkpoints, evaluates=evaluates, padding_free=padding_free)
-            if _fill_the_length(config, prepared):
+            if _have_one_length(prepared):
                 attend_at_full_length()
             if padding_free is not False and attend_in_one_call():
                 print("Rows that share a batch attend in one call.", file=sys.stderr)
@@ -116,9 +116,12 @@ def _padding_free(config: TrainConfig, prepared: Prepared) -> bool | None:
     """
     if config.training.batches != "auto":
         return config.training.batches == "padding_free"
-    return False if _fill_the_length(config, prepared) and not config.training.packing else None
-
-
-def _fill_the_length(config: TrainConfig, prepared: Prepared) -> bool:
     lengths = [len(example.input_ids) for example in prepared.train]
-    return sum(lengths) >= FILLED * len(lengths) * config.model.max_length_tokens
+    filled = sum(lengths) / (len(lengths) * config.model.max_length_tokens)
+    return False if filled >= FILLED and not config.training.packing else None
+
+
+def _have_one_length(prepared: Prepared) -> bool:
+    """Nearly all rows the longest one's, and so nearly every batch; each other length costs a plan of cuDNN."""
+    lengths = [len(example.input_ids) for example in prepared.train]
+    return lengths.count(max(lengths)) >= FILLED * len(lengths)
