@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.gpu_training_page import training
-from tools.page_parts import beside, goal, table
+from tools.page_parts import beside, goal, over_seeds, table
 
 
 def gpu(results: Path) -> list[str]:
@@ -23,7 +23,7 @@ def gpu(results: Path) -> list[str]:
 
 def _smollm2(result: dict[str, Any], processor: dict[str, Any]) -> str:
     ours, cpu, resumed = result["percent"], processor["percent"], result["resumed"]
-    mine, theirs = (sum(each["tuned"].values()) / len(each["tuned"]) for each in (ours, cpu))
+    mine, theirs = over_seeds(ours["tuned"]), over_seeds(cpu["tuned"])
     rows = [
         ("strict accuracy, base", _by_seed(ours["base"]), _by_seed(cpu["base"]), "-"),
         ("strict accuracy, tuned, served", _by_seed(ours["tuned"]), _by_seed(cpu["tuned"]), "-"),

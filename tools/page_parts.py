@@ -16,6 +16,11 @@ def goal(text: str, reached: bool) -> str:
     return text if reached else f"{text} (missed)"
 
 
+def over_seeds(percent: dict[str, float]) -> float:
+    """The mean of what each seed gave."""
+    return sum(percent.values()) / len(percent)
+
+
 def beside(result: dict[str, Any]) -> str:
     """What else is to be known of a run."""
     return f"; {result['beside']}" if "beside" in result else ""

@@ -129,7 +129,7 @@ def _overhead(result: dict[str, Any]) -> str:
             lines.append(
                 f"| {name} | {row['concurrency']} | {row['pairs']} | {row['tokens_per_s']['direct']} | "
                 f"{_ratio(rate)} | {row['ttft_ms']['direct']:.0f} ms | {_ratio(ttft)} | "
-                f"{row['gateway_cpu_s_per_1000']} s | {row['client_cpu_s_per_1000']} s | {_verdict(rate, ttft)} |"
+                f"{row['gateway_cpu_s_per_1000']} s | {row['client_cpu_s_per_1000']} s | {verdict(rate, ttft)} |"
             )
     return f"""## The gateway against the engine behind it
 
@@ -146,7 +146,8 @@ which client and gateway have for themselves. The goal is 2%, reached where both
 """
 
 
-def _verdict(rate: dict[str, float], ttft: dict[str, float]) -> str:
+def verdict(rate: dict[str, float], ttft: dict[str, float]) -> str:
+    """Of two intervals through/direct: whether they lie within 2%, or one beyond."""
     if rate["low"] >= 0.98 and ttft["high"] <= 1.02:
         return "yes"
     return "no" if rate["high"] < 0.98 or ttft["low"] > 1.02 else "not shown"
