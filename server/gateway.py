@@ -15,15 +15,7 @@ import uuid
 from contextlib import ExitStack
 from typing import Any
 
-from aiohttp import (
-    ClientError,
-    ClientOSError,
-    ClientResponse,
-    ClientSession,
-    ClientTimeout,
-    ServerDisconnectedError,
-    web,
-)
+from aiohttp import HttpVersion11, web
 from aiohttp.typedefs import Handler
 
 from server.door import Door
@@ -35,14 +27,16 @@ from server.openapi import description
 from server.plan import UNREAD_S
 from server.release import Release, Releases
 from server.supervise import Engine
+from server.upstream import BrokenOff, Reply, asked
 from server.validation import TOKEN_LIMIT_FIELDS, Limits, check_request, parse_body, written
 
 BODY_TIMEOUT_S = 30.0
 METRICS_TIMEOUT_S = 3.0  # below the patience of a scraper: one engine that hangs must not hide the others
 CLIENT_GONE = 499  # nginx's code; only the log and the counters see it
 MAX_ERROR_BYTES = 1 << 16
+MOST_UNREAD, FEW_UNREAD = 1 << 16, 1 << 14  # bytes that a client has not taken: the engine waits, and goes on
+LOOK_S = 0.05  # between two looks at a client that reads slowly
 REQUEST_ID = re.compile(r"^[\w.:-]{1,64}$", re.ASCII)
-NO_LIMIT = ClientTimeout(total=None, sock_connect=5)
 PASSED = ("/v1/chat/completions", "/v1/completions")
 OPEN = ("/health", "/ready", "/metrics", "/openapi.json")
 
@@ -50,11 +44,10 @@ OPEN = ("/health", "/ready", "/metrics", "/openapi.json")
 class Gateway:
     """Routes requests by model name to the engines."""
 
-    def __init__(self, releases: Releases, keys: KeyRing, session: ClientSession, door: Door) -> None:
+    def __init__(self, releases: Releases, keys: KeyRing, door: Door) -> None:
         self._releases = releases
         self._limits: Limits = releases.current.plan.limits  # the same options hold for every run
         self._keys = keys
-        self._session = session
         self._door = door
         self._counts = RequestCounts()
         self._started = int(time.time())
@@ -177,20 +170,15 @@ class Gateway:
         data = written(wish)
         for is_last in (False, True):
             try:
-                return await self._asked(request, engine, data)
-            except (ClientError, OSError) as error:
+                async with asked(engine.plan, request.path, data) as reply:
+                    return await _relay(request, reply, engine)
+            except (BrokenOff, OSError) as error:
                 # llama.cpp closes a connection that says nothing for 5 s, which happens when thousands of clients
                 # keep this process busy between connecting and sending. The client has nothing yet: ask again
-                if is_last or not isinstance(error, ClientOSError | ServerDisconnectedError):
+                if is_last or isinstance(error, BrokenOff):
                     why = engine.why_not_ready or type(error).__name__
                     raise ApiError(503, f"The engine does not answer: {why}.") from None
         raise AssertionError("the last attempt returns or raises")
-
-    async def _asked(self, request: web.Request, engine: Engine, data: bytes) -> web.StreamResponse:
-        headers = {"Authorization": f"Bearer {engine.plan.api_key}", "Content-Type": "application/json"}
-        url = engine.plan.url + request.path
-        async with self._session.post(url, data=data, headers=headers, timeout=NO_LIMIT) as reply:
-            return await _relay(request, reply, engine)
 
 
 def _engine_for(name: object, release: Release) -> tuple[ServedModel, Engine]:
@@ -207,10 +195,10 @@ async def _body(request: web.Request) -> bytes:
         raise ApiError(408, f"The body did not arrive within {BODY_TIMEOUT_S:g} s.") from None
 
 
-async def _relay(request: web.Request, reply: ClientResponse, engine: Engine) -> web.StreamResponse:
+async def _relay(request: web.Request, reply: Reply, engine: Engine) -> web.StreamResponse:
     """The engine's answer; a stream as its bytes come."""
     if reply.status != 200:
-        raise from_engine(reply.status, await reply.content.read(MAX_ERROR_BYTES))
+        raise from_engine(reply.status, await reply.read(MAX_ERROR_BYTES))
     if reply.content_type != "text/event-stream":
         body = await reply.read()
         engine.last_output_at = time.monotonic()
@@ -219,28 +207,44 @@ async def _relay(request: web.Request, reply: ClientResponse, engine: Engine) ->
     response = web.StreamResponse(headers=headers)
     response.content_type = reply.content_type
     await response.prepare(request)
+    await _streamed(request, response, reply, engine)
+    return response
+
+
+async def _streamed(request: web.Request, response: web.StreamResponse, reply: Reply, engine: Engine) -> None:
+    """Every piece goes to the client's connection as the engine's brings it; a client that reads slowly halts both."""
+    client, frame = request.transport, _chunk if request.version >= HttpVersion11 else bytes
+    if client is None:
+        raise ApiError(CLIENT_GONE, "The client went away.")
+
+    def pass_on(piece: bytes) -> None:
+        engine.last_output_at = time.monotonic()
+        client.write(frame(piece))
+        if client.get_write_buffer_size() > MOST_UNREAD:
+            reply.pause()
+
+    reply.pour(pass_on)
     try:
-        async for piece in reply.content.iter_any():
-            engine.last_output_at = time.monotonic()
+        while not await reply.halted():
             async with asyncio.timeout(UNREAD_S):
-                await response.write(piece)
+                while client.get_write_buffer_size() > FEW_UNREAD:
+                    await asyncio.sleep(LOOK_S)
+            reply.resume()
     except TimeoutError:
-        _drop(request)
+        client.abort()
         raise ApiError(CLIENT_GONE, "The client does not read.") from None
-    except (ClientError, OSError):
-        if request.transport is None or request.transport.is_closing():
+    except BrokenOff:
+        if client.is_closing():
             raise ApiError(CLIENT_GONE, "The client went away.") from None
         # never end silently: the text so far would look complete
         fault = ApiError(502, "The engine broke off.").document()
         await response.write(f"data: {json.dumps(fault)}\n\n".encode())
     await response.write_eof()
-    return response
 
 
-def _drop(request: web.Request) -> None:
-    """Close the connection without waiting for the client to take what it was sent."""
-    if isinstance(request.transport, asyncio.WriteTransport):
-        request.transport.abort()
+def _chunk(piece: bytes) -> bytes:
+    """In HTTP's chunked coding, which aiohttp chose for this answer."""
+    return b"%x\r\n%b\r\n" % (len(piece), piece)
 
 
 def _refused(refusal: ApiError) -> web.Response:

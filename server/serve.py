@@ -48,7 +48,7 @@ async def serve(
         releases = Releases(lambda entry: _started(entry, session), plan)
         # twice, because a change of the run has the engines of both
         door = Door(connection_limit(2 * sum(entry.most_requests for entry in plan.engines)))
-        gateway = Gateway(releases, keys, session, door)
+        gateway = Gateway(releases, keys, door)
         runner = web.AppRunner(
             gateway.application(),
             handler_cancellation=True,

@@ -1,0 +1,163 @@
+"""What an engine answers, piece by piece, from engines that do what no real one can be made to do."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from server.engine import EnginePlan, Probes
+from server.upstream import BrokenOff, NoAnswer, asked
+from tests.server.conftest import Served, free_port
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: Text/Event-Stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n"
+PIECE = b"x" * 1000
+Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def with_engine(answer: Answer, told: Callable[[EnginePlan], Awaitable[None]]) -> None:
+    """`told` with the plan of an engine whose connections `answer` gets once their request is read."""
+
+    async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"POST /v1/completions HTTP/1.1\r\n")
+            assert b"\r\nAuthorization: Bearer key\r\n" in head
+            assert await reader.readexactly(2) == b"{}"
+            await answer(reader, writer)
+        finally:
+            writer.close()
+
+    async def both() -> None:
+        server = await asyncio.start_server(one, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        try:
+            async with asyncio.timeout(20):
+                await told(plan(port))
+        finally:
+            server.close()
+
+    asyncio.run(both())
+
+
+def plan(port: int) -> EnginePlan:
+    nothing = Probes(re.compile(""), "", "", "")
+    return EnginePlan((), port, "key", [], {}, nothing, 1.0)
+
+
+def test_a_stream_waits_for_who_takes_it_and_loses_nothing() -> None:
+    pieces = 20_000
+
+    async def flood(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(HEAD)
+        for number in range(pieces):
+            writer.write(chunk(PIECE + b"%d" % number))
+            await writer.drain()
+        writer.write(b"0\r\n\r\n")
+        await writer.drain()
+
+    async def told(engine: EnginePlan) -> None:
+        got: list[bytes] = []
+        async with asked(engine, "/v1/completions", b"{}") as reply:
+            assert (reply.status, reply.content_type) == (200, "text/event-stream")
+            await asyncio.sleep(0.1)  # pieces come before anyone asks for them
+
+            def take(piece: bytes) -> None:
+                got.append(piece)
+                if len(got) % 5000 == 0:
+                    reply.pause()
+
+            reply.pour(take)
+            halts = 0
+            while not await reply.halted():
+                halts += 1
+                had = len(got)
+                await asyncio.sleep(0.2)
+                assert len(got) < had + 5000, "it went on reading"
+                reply.resume()
+        assert halts
+        assert b"".join(got) == b"".join(PIECE + b"%d" % number for number in range(pieces))
+
+    with_engine(flood, told)
+
+
+def test_an_engine_that_says_nothing_may_be_asked_again() -> None:
+    async def silent(_: asyncio.StreamReader, __: asyncio.StreamWriter) -> None:
+        pass
+
+    async def told(engine: EnginePlan) -> None:
+        with pytest.raises(NoAnswer):
+            async with asked(engine, "/v1/completions", b"{}"):
+                pass
+        with pytest.raises(ConnectionRefusedError):
+            async with asked(plan(free_port()), "/v1/completions", b"{}"):
+                pass
+
+    with_engine(silent, told)
+
+
+@pytest.mark.parametrize("rest", [b"", b"5\r\nab", b"no chunk"], ids=["between pieces", "in a piece", "no HTTP"])
+def test_an_answer_that_breaks_off_is_told_with_what_came(rest: bytes) -> None:
+    async def half(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(HEAD + chunk(PIECE))
+        await writer.drain()
+        await asyncio.sleep(0.1)
+        writer.write(rest)
+
+    async def told(engine: EnginePlan) -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # "no HTTP" is logged
+        got: list[bytes] = []
+        async with asked(engine, "/v1/completions", b"{}") as reply:
+            reply.pour(got.append)
+            with pytest.raises(BrokenOff):
+                await reply.halted()
+        assert b"".join(got).startswith(PIECE)
+        async with asked(engine, "/v1/completions", b"{}") as reply:
+            with pytest.raises(BrokenOff):
+                await reply.read()
+
+    with_engine(half, told)
+
+
+def test_no_more_of_a_body_is_kept_than_was_asked_for() -> None:
+    ended = asyncio.Event()
+
+    async def endless(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(HEAD.replace(b"200", b"500"))
+        try:
+            while True:
+                writer.write(chunk(PIECE))
+                await writer.drain()
+        except ConnectionError:
+            ended.set()
+
+    async def told(engine: EnginePlan) -> None:
+        async with asked(engine, "/v1/completions", b"{}") as reply:
+            assert reply.status == 500
+            body = await reply.read(100_000)
+        assert 100_000 < len(body) < 1_000_000
+        await ended.wait()  # the connection is gone, and with it the engine's work
+
+    with_engine(endless, told)
+
+
+def test_a_client_of_http_1_0_gets_no_chunks(served: Served) -> None:
+    body = b'{"model": "tuned", "prompt": "Hello", "max_tokens": 4, "stream": true}'
+    head = b"POST /v1/completions HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with socket.create_connection(("127.0.0.1", served.port), 20) as client:
+        client.sendall(head + body)
+        answer = b""
+        while piece := client.recv(65536):
+            answer += piece
+    head, _, stream = answer.partition(b"\r\n\r\n")
+    assert b"chunked" not in head
+    assert stream.startswith(b"data: {") and stream.endswith(b"data: [DONE]\n\n")
+    assert all(event.startswith(b"data: ") for event in stream.strip().split(b"\n\n"))
