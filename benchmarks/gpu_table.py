@@ -52,7 +52,7 @@ class Task:
 
 
 def tasks(tokenizer: Path, out: Path, work: Path) -> list[Task]:
-    """All of them, those first that others wait for."""
+    """All of them, those first that others wait for, then the longest."""
     model = str(work / "phi3")
     plans = ["-m", "benchmarks.train_gpu", "--model", model, "--work", str(work / "plans")]
 
@@ -77,15 +77,15 @@ def tasks(tokenizer: Path, out: Path, work: Path) -> list[Task]:
         Task("model", 25, ["-m", "benchmarks.phi3_random", model, "--tokenizer", str(tokenizer)], makes="phi3/*.json"),
         stage("plain", 150, "model"),
         stage("phi3", 430, "model", makes="phi3-store/runs/*"),  # compares with plain at its end
-        stage("vllm", 450),
-        *(serving(f"vllm-{weights}", 340) for weights in ("merged", "adapter", "gguf-Q8_0")),
-        *(serving(f"llamacpp-{quantization}", 145) for quantization in ("BF16", "Q8_0", "Q4_K_M")),
         training("training-full", 600, FULL, "full"),
+        stage("vllm", 450),
         training("training-chat", 420, CHAT, "chat"),
+        *(serving(f"vllm-{weights}", 340) for weights in ("merged", "adapter", "gguf-Q8_0")),
         Task("plan-memory", 330, planned, ("model",)),
+        stage("smollm2", 235, makes=str(small.relative_to(work))),
         stage("warm", 220, "phi3"),
         stage("fast", 150, "phi3"),
-        stage("smollm2", 235, makes=str(small.relative_to(work))),
+        *(serving(f"llamacpp-{quantization}", 145) for quantization in ("BF16", "Q8_0", "Q4_K_M")),
         stage("dpo", 135),
         Task("packed-loss", 65, packed, ("smollm2",)),
         stage("llamacpp", 65),
