@@ -168,14 +168,14 @@ def vllm_python() -> str | None:
 
 
 def vllm_program() -> list[str]:
-    """vLLM's OpenAI server as a module: the CPU package's own command lacks the metadata that it looks for."""
+    """vLLM's OpenAI server by its module: the CPU package's own command lacks the metadata that it looks for."""
     python = vllm_python()
     if python is None:
         raise UserError(
             "vLLM is not installed. `python3 tools/envs.py vllm` makes .venv/vllm with its CPU build (3 GB); on a GPU "
             "machine install vllm and set TUNESHIP_VLLM_PYTHON to that environment's python. Or take --engine llamacpp."
         )
-    return [python, "-m", "vllm.entrypoints.openai.api_server"]
+    return [python, str(ROOT / "server" / "vllm_start.py")]
 
 
 def _need_gguf_plugin() -> None:

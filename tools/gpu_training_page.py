@@ -11,16 +11,13 @@ NAMED, TOP = 25, 8  # kernels: in each profile of benchmarks/train_gpu.py, on th
 CLASSES = {"matrix products": "nvjet", "attention": "sdpa", "copies": "Memcpy", "dequantization": "dequant"}
 NAMES = {
     "recipe": "the recipe: 4-bit weights, offloaded checkpoints",
-    "recipe-quiet": "the same, no loss logged",
     "recipe-whole": "the recipe, blocks computed again as a whole",
-    "recipe-one-buffer": "the recipe, one buffer for offloaded checkpoints, without prefetching",
     "recipe-bucketed": "the recipe, attention at the next of a few lengths",
     "recipe-waiting": "the recipe, a wait after each tensor's update",
     "recipe-unsloth": "the recipe, with Unsloth's defaults",
     "two": "the recipe",
     "two-16bit": "16-bit weights, nothing recomputed",
     "16bit": "16-bit weights, nothing recomputed",
-    "16bit-fused": "the same, AdamW in 32 bits and one kernel",
     "16bit-wide-fused": "the same, AdamW in one kernel, all eight rows in one pass, no loss logged",
     "plain": "plain stack, padded",
     "recipe-padded": "Unsloth, 4-bit, offloaded checkpoints, padded",

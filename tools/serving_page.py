@@ -25,8 +25,10 @@ def serving(results: Path) -> list[str]:
     served = [
         [json.loads(path.read_text()) for path in sorted(results.glob(f"serving-{kind}*.json"))] for kind in KINDS
     ]
+    through = [json.loads(path.read_text()) for path in sorted(results.glob("gateway-gpu*.json"))]
     return [
         *(_engines(several) for several in served if several),
+        *([_rounds(through)] if through else []),
         *(section(json.loads(path.read_text())) for path, section in found if path.exists()),
     ]
 
@@ -106,6 +108,44 @@ def _case(case: dict[str, Any]) -> list[str]:
 
 def _median(loads: list[dict[str, Any]], path: str, name: str) -> float:
     return statistics.median(load[name] or 0.0 for load in loads if load["path"] == path)
+
+
+def through_direct(case: dict[str, Any], streams: int, name: str) -> list[float]:
+    """A figure through the gateway by that of the bare engine, in each round; empty where one was not measured."""
+    seen: dict[str, list[float]] = {"gateway": [], "direct": []}
+    for load in case.get("loads", []):
+        if load["streams"] == streams:
+            seen[load["path"]].append(load.get(name) or 0.0)
+    pairs = zip(seen["gateway"], seen["direct"], strict=False)
+    return [through / bare for through, bare in pairs if through and bare]
+
+
+def _rounds(results: list[dict[str, Any]]) -> str:
+    """The gateway on a GPU, in rounds."""
+    lines = []
+    for case in (case for result in results for case in result["cases"]):
+        for streams in dict.fromkeys(load["streams"] for load in case["loads"]):
+            rate, ttft = (
+                [f"{each:.3f}" for each in through_direct(case, streams, name)]
+                for name in ("output_tokens_per_s", "ttft_ms_p50")
+            )
+            loads = [load for load in case["loads"] if load["streams"] == streams]
+            bare = [load["output_tokens_per_s"] for load in loads if load["path"] == "direct"]
+            lines.append(
+                f"| {case['case']} | {streams} | {min(bare):,.0f} to {max(bare):,.0f} | {', '.join(rate)} | "
+                f"{_median(loads, 'direct', 'ttft_ms_p50'):.1f} ms | {', '.join(ttft)} |"
+            )
+    return f"""## The gateway on a GPU, in rounds
+
+{(2 * chr(10)).join(map(_source, results))}
+
+The table above has one window for each point. Here each point was measured in rounds, the order of bare engine and
+gateway in turn. Windows of the bare engine by themselves differ as the third column says.
+
+| engine and weights | streams | tokens/s, direct | through/direct in each round | TTFT, direct | through/direct |
+|---|---|---|---|---|---|
+{chr(10).join(lines)}
+"""
 
 
 def _start(case: dict[str, Any]) -> str:

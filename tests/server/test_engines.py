@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from modelstore import ArtifactSpec, Store, UserError
-from server import choose
+from server import choose, vllm
 from server.choose import (
     CPU_SLOTS,
     ENGINES,
@@ -108,10 +108,10 @@ def test_merged_weights_are_two_processes_and_an_adapter_one(store: Store, monke
     monkeypatch.setenv("TUNESHIP_VLLM_PYTHON", "/opt/vllm/bin/python")
     merged = plan_serving(store, "current", Wish(Vllm(), OPTIONS))
     assert [engine.title for engine in merged.engines] == ["tuned", "base"]
-    assert [Path(engine.argv[4]).name for engine in merged.engines] == ["merged", "hf"]
+    assert [Path(engine.argv[3]).name for engine in merged.engines] == ["merged", "hf"]
     (shared,) = plan_serving(store, "current", Wish(Vllm(), OPTIONS, "adapter")).engines
     assert shared.title == "tuned+base"
-    assert shared.argv[:3] == ["/opt/vllm/bin/python", "-m", "vllm.entrypoints.openai.api_server"]
+    assert shared.argv[:3] == ["/opt/vllm/bin/python", str(Path(vllm.__file__).with_name("vllm_start.py")), "--model"]
     said = " ".join(shared.argv)
     assert said.endswith("--enable-lora --max-loras 2 --max-lora-rank 16")
     assert shared.models[0].adapter == store.run("current").path / "adapter"
@@ -128,7 +128,7 @@ def _has_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_has_plugin")
 def test_gguf_files_are_read_with_config_and_tokenizer_beside_them(store: Store) -> None:
     tuned, base = plan_serving(store, "current", Wish(Vllm(), OPTIONS, "gguf")).engines
-    assert [Path(engine.argv[4]).name for engine in (tuned, base)] == ["r-Q8_0.gguf", "b-Q8_0.gguf"]
+    assert [Path(engine.argv[3]).name for engine in (tuned, base)] == ["r-Q8_0.gguf", "b-Q8_0.gguf"]
     merged = str(store.run("current").path / "merged")
     assert tuned.argv[-4:] == ["--tokenizer", merged, "--hf-config-path", merged]
     assert f"--chat-template {merged}/chat_template.jinja" in " ".join(tuned.argv)
