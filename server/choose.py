@@ -64,7 +64,7 @@ def choose(asked: Asked, store: Store, ref: str, follows: bool) -> tuple[Wish, l
     # one more starts beside them at a change; an adapter is loaded into the one that runs
     processes = 1 if weights == "adapter" else 2 + follows
     if on_gpu and engine.name == "vllm":
-        options = replace(options, gpu_share=GPU_MEMORY / processes)
+        options = replace(options, gpu_share=GPU_MEMORY / processes, gpu_bytes=gpu_memory)
     elif engine.name == "vllm" and not processor_multiplies_bf16():
         options = replace(options, native_bf16=False)
         said.append("arithmetic: fp32, because this processor has none for bf16")

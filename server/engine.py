@@ -21,6 +21,7 @@ class EngineOptions:
     gpu_layers: int = 0
     cache_mib: int = 256
     gpu_share: float = 0.0  # of the GPU's memory, for one process that reserves it; 0: there is no GPU
+    gpu_bytes: int = 0  # the GPU's whole memory
     kv_cache_gib: int = 1  # for one process that reserves it in main memory
     native_bf16: bool = True  # where it computes; 16-bit weights are computed in fp32 elsewhere
     cache: Path | None = None  # for code that an engine compiles; None: where the engine keeps it by itself

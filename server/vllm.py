@@ -30,6 +30,9 @@ RANKS = (
     512,
 )  # values that vLLM takes for --max-lora-rank; from 16, so that most runs share a process
 GGUF_PLUGIN = ("vllm-gguf-plugin", "0.0.5")
+# beside weights and cache: what vLLM took with Phi-3-mini was 1.4 GiB, and 1 GiB of CUDA graphs on top of its share
+BESIDE_BYTES, BESIDE_SHARE = 3 << 29, 0.02
+GGUF_IN_MEMORY = 2  # of a file's size: the plugin unpacks embeddings; 1.7 with Q8_0
 PROBES = Probes(
     steps=re.compile(r"^vllm:iteration_tokens_total_count\{[^}]*\} (\d+)", re.MULTILINE),
     running="vllm:num_requests_running",
@@ -78,6 +81,8 @@ def _plan(
     argv = vllm_argv(vllm_program(), path, named.names[0], port, options, template if template.is_file() else None)
     limit_s = START_S + weights.bytes / READ_BYTES_PER_S
     environment = vllm_environment(key, options)
+    if weights.kind != "adapter":
+        argv += cache_argv(path, options)
     if weights.kind == "gguf":
         argv += _beside_gguf(folder)
         # of its plugins that one alone: the one for bitsandbytes registers its kernels a second time under it
@@ -132,6 +137,16 @@ def vllm_argv(
         if parser := _tool_parser(template.read_text(encoding="utf-8")):
             argv += ["--enable-auto-tool-choice", "--tool-call-parser", parser]
     return argv
+
+
+def cache_argv(weights: Path, options: EngineOptions) -> list[str]:
+    """The size of the key-value cache on a GPU, for processes that start side by side: each would measure what is free
+    while the other fills the card, and keep a small cache, or none. Empty where vLLM has to find it out.
+    """
+    files = weights.glob("*.safetensors") if weights.is_dir() else [weights]
+    read = sum(file.stat().st_size for file in files) * (1 if weights.is_dir() else GGUF_IN_MEMORY)
+    cache = int(options.gpu_bytes * (options.gpu_share - BESIDE_SHARE)) - read - BESIDE_BYTES
+    return ["--kv-cache-memory-bytes", str(cache)] if options.gpu_bytes and cache > 0 else []
 
 
 def vllm_environment(api_key: str, options: EngineOptions) -> dict[str, str]:

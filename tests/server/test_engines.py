@@ -26,7 +26,7 @@ from server.llamacpp import LlamaCpp, llamacpp_argv, llamacpp_gpu
 from server.memory import kv_bytes
 from server.plan import Wish, plan_serving
 from server.purpose import Figures, Measured, Purpose, best, measured
-from server.vllm import Vllm, vllm_argv, vllm_environment, vllm_program
+from server.vllm import Vllm, cache_argv, vllm_argv, vllm_environment, vllm_program
 
 RUN_ID, BASE_ID = "20260101-0000-a", "base-1"
 CONFIG = {"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 576}
@@ -102,6 +102,17 @@ def test_golden_argv_of_vllm_on_a_gpu_with_tools(tmp_path: Path) -> None:
         f"--gpu-memory-utilization 0.30 --chat-template {template} --enable-auto-tool-choice --tool-call-parser hermes"
     )
     assert "OMP_NUM_THREADS" not in vllm_environment("k", options)
+
+
+def test_processes_that_share_a_gpu_are_told_the_size_of_their_caches(tmp_path: Path) -> None:
+    for number in range(2):
+        (tmp_path / f"model-{number}.safetensors").write_bytes(bytes(1 << 20))
+    card = EngineOptions(gpu_share=0.45, gpu_bytes=24 << 30)
+    name, size = cache_argv(tmp_path, card)
+    assert name == "--kv-cache-memory-bytes"
+    assert int(size) == int((24 << 30) * 0.43) - (2 << 20) - (3 << 29)
+    assert cache_argv(tmp_path, replace(card, gpu_bytes=2 << 30)) == []  # vLLM says what is missing
+    assert cache_argv(tmp_path, EngineOptions()) == []
 
 
 def test_merged_weights_are_two_processes_and_an_adapter_one(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
