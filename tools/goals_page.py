@@ -145,7 +145,7 @@ def _time(read: dict[str, Any]) -> list[Row]:
             f"{start:.0f} s",
             "40 s",
             start < 40,
-            vllm.get("beside", "no profile of it was made"),
+            vllm.get("second_start", "no profile of it was made"),
         ),
         ("predicted peaks on a GPU, largest difference", f"{off:.1%}", "10%", off <= 0.1, ""),
         _whole(read),

@@ -22,7 +22,7 @@ OFFLOAD_COST = 1.02  # checkpoints that are moved to host memory and back
 MEASURED_RATE = {
     ("H100", "unsloth"): 424e12,
     ("H100", "transformers"): 182e12,
-    ("H200", "unsloth"): 465e12,
+    ("H200", "unsloth"): 472e12,
     ("H200", "transformers"): 206e12,
 }
 CPU_SHARE = 0.5  # of the speed of a plain matrix product that training reaches
