@@ -2,7 +2,8 @@
 """The demo's held-out accuracy for several seeds, through the served file: what one seed's figure is worth, and what
 another backend's is to be compared with.
 
-usage: .venv/trainer/bin/python benchmarks/demo_seeds.py RESULT.json [--backend transformers] [--work FOLDER]
+usage: .venv/trainer/bin/python benchmarks/demo_seeds.py RESULT.json [--backend transformers] [--seeds 3407,1,2]
+       [--work FOLDER]
 
 The seed decides the adapter's first values and the order of rows; rows and questions are the same.
 """
@@ -42,16 +43,16 @@ def store_of(work: Path, seed: int) -> Path:
     return work / f"smollm2-store-{seed}"
 
 
-def right_by_seed(work: Path, backend: str, at_once: int = 1) -> Right:
+def right_by_seed(work: Path, backend: str, seeds: tuple[int, ...] = SEEDS, at_once: int = 1) -> Right:
     """Train for every seed, so many at once; then serve and ask one run after the other."""
 
     def trained(seed: int) -> None:
         train(demo(work, seed, backend), store_of(work, seed), work / f"smollm2-{seed}.log")
 
     with ThreadPoolExecutor(at_once) as pool:
-        list(pool.map(trained, SEEDS))
+        list(pool.map(trained, seeds))
     found = {}
-    for seed in SEEDS:
+    for seed in seeds:
         folder = work / f"asked-{seed}"
         folder.mkdir(exist_ok=True)
         found[str(seed)] = right_answers(store_of(work, seed), folder)
@@ -83,14 +84,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("result", type=Path)
     parser.add_argument("--backend", choices=["transformers", "unsloth"], default="transformers")
+    parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
     parser.add_argument("--work", type=Path, default=Path("/tmp/tuneship-seeds"))
     wish = parser.parse_args()
     wish.work.mkdir(parents=True, exist_ok=True)
     from trainer.machine import hardware, package_versions
 
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    right, questions = right_by_seed(wish.work, wish.backend), len(QUESTIONS.read_text().splitlines())
-    document: dict[str, Any] = {"command": f"benchmarks/demo_seeds.py RESULT --backend {wish.backend}", "date": date}
+    right = right_by_seed(wish.work, wish.backend, tuple(map(int, wish.seeds.split(","))))
+    questions = len(QUESTIONS.read_text().splitlines())
+    command = f"benchmarks/demo_seeds.py RESULT --backend {wish.backend} --seeds {wish.seeds}"
+    document: dict[str, Any] = {"command": command, "date": date}
     document |= {"hardware": hardware(), "packages": package_versions(), "questions": questions}
     document |= {"percent": percent(right, questions), "right": right}
     wish.result.write_text(json.dumps(document, indent=1) + "\n")

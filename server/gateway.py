@@ -27,7 +27,7 @@ from server.openapi import description
 from server.plan import UNREAD_S
 from server.release import Release, Releases
 from server.supervise import Engine
-from server.upstream import BrokenOff, Reply, asked
+from server.upstream import BrokenOff, NoAnswer, Reply, asked
 from server.validation import TOKEN_LIMIT_FIELDS, Limits, check_request, parse_body, written
 
 BODY_TIMEOUT_S = 30.0
@@ -172,11 +172,11 @@ class Gateway:
             try:
                 async with asked(engine.plan, request.path, data) as reply:
                     return await _relay(request, reply, engine)
-            except (BrokenOff, OSError) as error:
+            except (NoAnswer, BrokenOff) as error:
                 # llama.cpp closes a connection that says nothing for 5 s, which happens when thousands of clients
                 # keep this process busy between connecting and sending. The client has nothing yet: ask again
                 if is_last or isinstance(error, BrokenOff):
-                    why = engine.why_not_ready or type(error).__name__
+                    why = engine.why_not_ready or error
                     raise ApiError(503, f"The engine does not answer: {why}.") from None
         raise AssertionError("the last attempt returns or raises")
 
@@ -206,8 +206,11 @@ async def _relay(request: web.Request, reply: Reply, engine: Engine) -> web.Stre
     headers = {"x-request-id": request["id"], "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     response = web.StreamResponse(headers=headers)
     response.content_type = reply.content_type
-    await response.prepare(request)
-    await _streamed(request, response, reply, engine)
+    try:
+        await response.prepare(request)
+        await _streamed(request, response, reply, engine)
+    except ConnectionError:
+        raise ApiError(CLIENT_GONE, "The client went away.") from None
     return response
 
 
@@ -219,6 +222,8 @@ async def _streamed(request: web.Request, response: web.StreamResponse, reply: R
 
     def pass_on(piece: bytes) -> None:
         engine.last_output_at = time.monotonic()
+        if client.is_closing():
+            return
         client.write(frame(piece))
         if client.get_write_buffer_size() > MOST_UNREAD:
             reply.pause()

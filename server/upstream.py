@@ -23,12 +23,15 @@ _HEAD = (
 )
 
 
-class NoAnswer(OSError):
-    """The engine closed the connection before it had answered anything: it may be asked again."""
+class NoAnswer(Exception):
+    """The engine was not reached, or closed the connection before it had answered anything: it may be asked again."""
 
 
 class BrokenOff(Exception):
     """The engine closed the connection within its answer."""
+
+    def __str__(self) -> str:
+        return "it broke off"
 
 
 class Reply(asyncio.Protocol):
@@ -49,7 +52,7 @@ class Reply(asyncio.Protocol):
         """Until `status` and `content_type` are known. Raises NoAnswer."""
         await self._answers.wait()
         if not self.status:
-            raise NoAnswer("the engine closed the connection")
+            raise NoAnswer("it closed the connection")
 
     async def read(self, most: int | None = None) -> bytes:
         """The body, or what came of one that is longer than `most` bytes. Raises BrokenOff."""
@@ -134,12 +137,15 @@ class Reply(asyncio.Protocol):
 async def asked(engine: EnginePlan, path: str, body: bytes) -> AsyncIterator[Reply]:
     """The answer to a JSON document, from its head on; leaving ends the connection, and with it the engine's work.
 
-    Raises OSError when the engine cannot be reached or closes before it answers.
+    Raises NoAnswer.
     """
     head = _HEAD.format(path=path, port=engine.port, key=engine.api_key, length=len(body))
     connecting = asyncio.get_running_loop().create_connection(Reply, "127.0.0.1", engine.port)
-    async with asyncio.timeout(CONNECT_TIMEOUT_S):
-        transport, reply = await connecting
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            transport, reply = await connecting
+    except OSError:
+        raise NoAnswer("it could not be reached") from None
     try:
         transport.write(head.encode() + body)
         await reply.head()

@@ -191,8 +191,8 @@ def _serving(read: dict[str, Any]) -> list[Row]:
             f"tokens/s {min(rates):.2f} to {max(rates):.2f} times, TTFT {min(ttfts):.2f} to {max(ttfts):.2f} times",
             "2% at every point",
             within == len(points),
-            f"{within} of {len(points)} points within it, by medians of three rounds; outside are llama.cpp's, whose own "
-            "windows differ by more than that, and whose first token takes some 20 ms without other streams",
+            f"{within} of {len(points)} points within it, by medians of three rounds; the others are llama.cpp's, "
+            "whose own windows differ by more than that, and whose first token takes some 20 ms without other streams",
         ),
     ]
 
