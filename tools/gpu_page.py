@@ -44,7 +44,8 @@ def _smollm2(result: dict[str, Any], processor: dict[str, Any]) -> str:
 
 `{result["command"]}`, {result["date"]}, {result["hardware"]["gpu"]}{beside(result)}: the demo's rows, config and
 questions with real weights, trained by Unsloth, exported, verified, served by llama.cpp on the GPU and asked, for each
-of {len(result["percent"]["tuned"])} seeds{before}; and once more, stopped by SIGTERM at step {resumed["interrupted_at_step"]} and continued,
+of {len(result["percent"]["tuned"])} seeds{before}; and once more,
+stopped by SIGTERM at step {resumed["interrupted_at_step"]} and continued,
 {resumed["compared_steps"]} steps compared. The processor: `{processor["command"]}`, {processor["date"]}, \
 {processor["hardware"]["processor"]}{beside(processor)}.
 
