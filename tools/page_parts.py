@@ -21,15 +21,6 @@ def over_seeds(percent: dict[str, float]) -> float:
     return sum(percent.values()) / len(percent)
 
 
-def both_runs(result: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Strict accuracy by model and training, of a result and, where it holds that, of the run before it."""
-    earlier = result.get("earlier", {"percent": {}})["percent"]
-    return {
-        model: {**seeds, **{f"{seed}, before": each for seed, each in earlier.get(model, {}).items()}}
-        for model, seeds in result["percent"].items()
-    }
-
-
 def beside(result: dict[str, Any]) -> str:
     """What else is to be known of a run."""
     return f"; {result['beside']}" if "beside" in result else ""

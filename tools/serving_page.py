@@ -50,7 +50,7 @@ def _engines(results: list[dict[str, Any]]) -> str:
     """One table from all results of one kind of machine."""
     first, cases = results[0], [_labelled(case, result["label"]) for result in results for case in result["cases"]]
     where, memory = ("GPU", "on the card") if first["gpu"] else ("CPU", "PSS")
-    starts = " Its first start compiles, the second finds that." if first["gpu"] else ""
+    starts = " The second start has the cache of the first." if first["gpu"] else ""
     card = f"{first['gpu']}. " if first["gpu"] else ""
     return f"""## Every engine and kind of weights on a {where}
 
@@ -116,7 +116,7 @@ def through_direct(case: dict[str, Any], streams: int, name: str) -> list[float]
     for load in case.get("loads", []):
         if load["streams"] == streams:
             seen[load["path"]].append(load.get(name) or 0.0)
-    pairs = zip(seen["gateway"], seen["direct"], strict=False)
+    pairs = zip(seen["gateway"], seen["direct"], strict=True)
     return [through / bare for through, bare in pairs if through and bare]
 
 
