@@ -7,8 +7,8 @@ usage: python benchmarks/serve_engines.py --store FOLDER [--run current] --out R
 
 A case is an engine and its weights: llamacpp-BF16, llamacpp-Q8_0, …, vllm-merged, vllm-adapter, vllm-gguf-Q8_0. Base
 and tuned are served side by side, as `server serve` does it, with contexts that just hold a request; tuned is asked.
-Figures are of a window in which every stream is at work. vLLM is started twice: the second start finds what the first
-one compiled. A case that fails is reported with its reason. The server's memory is what nvidia-smi shows for the card
+Figures are of a window in which every stream is at work. vLLM is started twice: the second start has the cache of
+the first. A case that fails is reported with its reason. The server's memory is what nvidia-smi shows for the card
 of CUDA_VISIBLE_DEVICES; without a GPU it is the PSS of all its processes.
 `serve --for` chooses by these figures: tools/measured.py takes them over.
 """

@@ -1,7 +1,7 @@
 """One request to an engine, on a connection of its own, whose answer is passed on in the turn of the event loop that
 brought it.
 
-aiohttp's client wakes a task for every piece of a stream, which doubles the processor time of each token.
+aiohttp's client wakes a task for every piece of a stream: with it a token took twice the gateway's processor time.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ RANKS = (
     512,
 )  # values that vLLM takes for --max-lora-rank; from 16, so that most runs share a process
 GGUF_PLUGIN = ("vllm-gguf-plugin", "0.0.5")
-# beside weights and cache: what vLLM took with Phi-3-mini was 1.4 GiB, and 1 GiB of CUDA graphs on top of its share
+# beside weights and cache: below 2 GiB with Phi-3-mini, by vLLM's own log; CUDA graphs, 1 GiB, come on top of its share
 BESIDE_BYTES, BESIDE_SHARE = 3 << 29, 0.02
 GGUF_IN_MEMORY = 2  # of a file's size: the plugin unpacks embeddings; 1.7 with Q8_0
 PROBES = Probes(
