@@ -6,11 +6,15 @@ import asyncio
 import re
 import socket
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from aiohttp import ClientError, ClientSession, web
 
+from server import gateway
 from server.engine import EnginePlan, Probes
+from server.errors import ApiError
 from server.upstream import BrokenOff, NoAnswer, asked
 from tests.server.conftest import Served, free_port
 
@@ -147,6 +151,56 @@ def test_no_more_of_a_body_is_kept_than_was_asked_for() -> None:
         await ended.wait()  # the connection is gone, and with it the engine's work
 
     with_engine(endless, told)
+
+
+@pytest.mark.parametrize("reads_on", [True, False], ids=["slow", "never again"])
+def test_a_client_that_reads_slowly_loses_nothing_and_one_that_stops_is_dropped(
+    reads_on: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces, engine_at_work = 20_000, SimpleNamespace(last_output_at=0.0)
+    monkeypatch.setattr(gateway, "UNREAD_S", 20.0 if reads_on else 0.3)
+
+    async def flood(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(HEAD)
+        for number in range(pieces):
+            writer.write(chunk(PIECE + b"%d" % number))
+            await writer.drain()
+        writer.write(b"0\r\n\r\n")
+        await writer.drain()
+
+    async def told(engine: EnginePlan) -> None:
+        refused: list[int] = []
+
+        async def passed_on(request: web.Request) -> web.StreamResponse:
+            request["id"] = "1"
+            async with asked(engine, "/v1/completions", b"{}") as reply:
+                try:
+                    return await gateway._relay(request, reply, cast(Any, engine_at_work))
+                except ApiError as refusal:
+                    refused.append(refusal.status)
+                    raise web.HTTPServiceUnavailable from None
+
+        application = web.Application()
+        application.router.add_get("/", passed_on)
+        runner = web.AppRunner(application)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", port := free_port())
+        await site.start()
+        try:
+            async with ClientSession(read_bufsize=1 << 12) as session, session.get(f"http://127.0.0.1:{port}/") as got:
+                await asyncio.sleep(1)
+                if reads_on:
+                    whole = await got.read()
+                    assert whole == b"".join(PIECE + b"%d" % number for number in range(pieces))
+                else:
+                    with pytest.raises(ClientError):
+                        await got.read()
+        finally:
+            await runner.cleanup()
+        assert refused == ([] if reads_on else [gateway.CLIENT_GONE])
+        assert engine_at_work.last_output_at
+
+    with_engine(flood, told)
 
 
 def test_a_client_of_http_1_0_gets_no_chunks(served: Served) -> None:
