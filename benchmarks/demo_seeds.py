@@ -3,7 +3,7 @@
 another backend's is to be compared with.
 
 usage: .venv/trainer/bin/python benchmarks/demo_seeds.py RESULT.json [--backend transformers] [--seeds 3407,1,2]
-       [--work FOLDER]
+       [--weights auto] [--at-once 1] [--work FOLDER]
 
 The seed decides the adapter's first values and the order of rows; rows and questions are the same.
 """
@@ -32,10 +32,11 @@ QUESTIONS = ROOT / "data" / "handbook-en" / "questions.jsonl"
 Right = dict[str, dict[str, list[str]]]  # by seed, then "base" and "tuned": the questions answered rightly
 
 
-def demo(work: Path, seed: int, backend: str) -> Path:
+def demo(work: Path, seed: int, backend: str, weights: str = "auto") -> Path:
     """The demo's config file for a seed."""
     lines = f'4\nbackend = "{backend}"\nseed = {seed}'
-    return preset("demo", work / f"smollm2-{seed}.toml", batch_size=lines, logging_steps="1")
+    target = work / f"smollm2-{seed}.toml"
+    return preset("demo", target, batch_size=lines, weights=f'"{weights}"', logging_steps="1")
 
 
 def store_of(work: Path, seed: int) -> Path:
@@ -43,11 +44,13 @@ def store_of(work: Path, seed: int) -> Path:
     return work / f"smollm2-store-{seed}"
 
 
-def right_by_seed(work: Path, backend: str, seeds: tuple[int, ...] = SEEDS, at_once: int = 1) -> Right:
+def right_by_seed(
+    work: Path, backend: str, seeds: tuple[int, ...] = SEEDS, at_once: int = 1, weights: str = "auto"
+) -> Right:
     """Train for every seed, so many at once; then serve and ask one run after the other."""
 
     def trained(seed: int) -> None:
-        train(demo(work, seed, backend), store_of(work, seed), work / f"smollm2-{seed}.log")
+        train(demo(work, seed, backend, weights), store_of(work, seed), work / f"smollm2-{seed}.log")
 
     with ThreadPoolExecutor(at_once) as pool:
         list(pool.map(trained, seeds))
@@ -85,15 +88,18 @@ def main() -> None:
     parser.add_argument("result", type=Path)
     parser.add_argument("--backend", choices=["transformers", "unsloth"], default="transformers")
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
+    parser.add_argument("--weights", default="auto", help="model.weights of the config")
+    parser.add_argument("--at-once", type=int, default=1, help="trainings side by side")
     parser.add_argument("--work", type=Path, default=Path("/tmp/tuneship-seeds"))
     wish = parser.parse_args()
     wish.work.mkdir(parents=True, exist_ok=True)
     from trainer.machine import hardware, package_versions
 
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    right = right_by_seed(wish.work, wish.backend, tuple(map(int, wish.seeds.split(","))))
+    seeds = tuple(map(int, wish.seeds.split(",")))
+    right = right_by_seed(wish.work, wish.backend, seeds, wish.at_once, wish.weights)
     questions = len(QUESTIONS.read_text().splitlines())
-    command = f"benchmarks/demo_seeds.py RESULT --backend {wish.backend} --seeds {wish.seeds}"
+    command = f"benchmarks/demo_seeds.py RESULT --backend {wish.backend} --seeds {wish.seeds} --weights {wish.weights}"
     document: dict[str, Any] = {"command": command, "date": date}
     document |= {"hardware": hardware(), "packages": package_versions(), "questions": questions}
     document |= {"percent": percent(right, questions), "right": right}

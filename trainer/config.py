@@ -37,7 +37,7 @@ class ModelConfig(_Section):
     weights: Literal["auto", "4bit", "bf16", "fp16", "fp32"] = Field(
         default="auto",
         description="precision of the frozen base weights; auto is bf16 where the hardware multiplies it, else fp32 "
-        "(on a GPU fp16)",
+        "(on a GPU fp16); fp32 is also multiplied in fp32",
     )
     max_length_tokens: int = Field(
         default=2048, ge=16, le=131072, description="rows longer than this are cut, and counted"

@@ -153,7 +153,8 @@ def _settings(config: TrainConfig, checkpoints: Path, evaluates: bool) -> dict[s
             "training.tensorboard = true, and the package tensorboard is not in this environment: "
             f"{sys.executable} -m pip install tensorboard"
         )
-    bf16 = cuda and multiplies_bf16()
+    mixes = cuda and config.model.weights != "fp32"  # whose arithmetic is 32-bit too
+    bf16 = mixes and multiplies_bf16()
     return {
         "output_dir": str(checkpoints),
         "max_length": config.model.max_length_tokens,
@@ -182,7 +183,7 @@ def _settings(config: TrainConfig, checkpoints: Path, evaluates: bool) -> dict[s
         "data_seed": training.seed,
         "use_cpu": not cuda,
         "bf16": bf16,  # on a CPU the weights have their precision already and autocast would only add casts
-        "fp16": cuda and not bf16,
+        "fp16": mixes and not bf16,
         "prediction_loss_only": True,
         "logging_nan_inf_filter": False,  # it would show a loss that is not a number as an ordinary one
         "report_to": "tensorboard" if training.tensorboard else "none",

@@ -50,7 +50,7 @@ class UnslothBackend:
             settings = sft_config(config, checkpoints, evaluates=evaluates, padding_free=padding_free)
             if _have_one_length(prepared):
                 attend_at_full_length()
-            if padding_free is not False and attend_in_one_call():
+            if padding_free is not False and config.model.weights != "fp32" and attend_in_one_call():
                 print("Rows that share a batch attend in one call.", file=sys.stderr)
         return trainer(model=model, args=settings, processing_class=tokenizer, **datasets_of(prepared, made_of))
 
@@ -91,7 +91,7 @@ def _load(config: TrainConfig, base: Base) -> Any:
 def _with_adapter(config: TrainConfig, model: Any, folder: Path) -> Any:
     from unsloth import FastLanguageModel
 
-    return FastLanguageModel.get_peft_model(
+    tuned = FastLanguageModel.get_peft_model(
         model,
         r=config.lora.r,
         lora_alpha=config.lora.alpha,
@@ -101,6 +101,9 @@ def _with_adapter(config: TrainConfig, model: Any, folder: Path) -> Any:
         use_gradient_checkpointing=RECOMPUTE[config.training.gradient_checkpointing],
         random_state=config.training.seed,
     )
+    if config.model.weights == "fp32":  # else its trainer multiplies in bf16, where nothing is asked of it
+        tuned._unsloth_forced_float32 = True
+    return tuned
 
 
 def _shorten_recompute(model: Any) -> None:
