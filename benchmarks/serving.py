@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import platform
 import subprocess
@@ -64,9 +63,11 @@ def server(store: Path, *options: str, timeout_s: float = 600) -> Iterator[Runni
 
 def run_gateway(plan: ServePlan, port: int) -> None:
     """For a process of its own: what `server serve` does, with a plan that tells the caller the engines' keys."""
+    import uvloop
+
     from server.serve import serve
 
-    asyncio.run(serve(plan, listen("127.0.0.1", port), KeyRing(None), 5))
+    uvloop.run(serve(plan, listen("127.0.0.1", port), KeyRing(None), 5))
 
 
 def wait_for(url: str, process: subprocess.Popen[Any], timeout_s: float, headers: dict[str, str] | None = None) -> None:

@@ -75,7 +75,6 @@ def serve(
     dry_run: bool,
 ) -> None:
     """Serve RUN: a channel, which is followed, or a run id or the beginning of one."""
-    import asyncio
 
     from modelstore import CHANNELS, Store, UserError
     from server.choose import Asked, choose
@@ -97,13 +96,15 @@ def serve(
         for entry in plan.engines:
             click.echo(shown_command(entry.argv, entry.environment))
         return
+    import uvloop
+
     from server.serve import Followed
     from server.serve import serve as run_plan
     from server.supervise import EngineFailed
 
     followed = Followed(models, run, lambda run_id: plan_serving(models, run_id, wish)) if run in CHANNELS else None
     try:
-        asyncio.run(run_plan(plan, listener, keys, drain_s, followed))
+        uvloop.run(run_plan(plan, listener, keys, drain_s, followed))
     except EngineFailed as failure:
         click.echo(f"error: {failure}", err=True)
         sys.exit(1)

@@ -27,7 +27,7 @@ from server.openapi import description
 from server.plan import UNREAD_S
 from server.release import Release, Releases
 from server.supervise import Engine
-from server.upstream import BrokenOff, NoAnswer, Reply, asked
+from server.upstream import BrokenOff, NoAnswer, Reply
 from server.validation import TOKEN_LIMIT_FIELDS, Limits, check_request, parse_body, written
 
 BODY_TIMEOUT_S = 30.0
@@ -170,7 +170,7 @@ class Gateway:
         data = written(wish)
         for is_last in (False, True):
             try:
-                async with asked(engine.plan, request.path, data) as reply:
+                async with engine.upstream.asked(request.path, data) as reply:
                     return await _relay(request, reply, engine)
             except (NoAnswer, BrokenOff) as error:
                 # llama.cpp closes a connection that says nothing for 5 s, which happens when thousands of clients

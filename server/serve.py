@@ -88,7 +88,7 @@ def _started(entry: EnginePlan, session: ClientSession) -> Engine:
 
 
 def _connector() -> TCPConnector:
-    """One connection a request: llama.cpp ends idle ones after 5 s, and a POST that meets this cannot be repeated."""
+    """For proofs and metrics, one connection each: between two of them llama.cpp ends one that is idle, after 5 s."""
     return TCPConnector(limit=0, force_close=True)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from server.engine import EnginePlan, ServedModel
 from server.quota import Seats
 from server.template import is_template
+from server.upstream import Upstream
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession
@@ -37,6 +38,7 @@ class Engine:
 
     def __init__(self, plan: EnginePlan, session: ClientSession) -> None:
         self.plan = plan
+        self.upstream = Upstream(plan)
         self.models = plan.models  # newest first: adapters come and go while the engine runs
         self._loaded: set[str] = set()
         self.why_not_ready = "starting"

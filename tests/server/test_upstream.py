@@ -10,12 +10,13 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import uvloop
 from aiohttp import ClientError, ClientSession, web
 
 from server import gateway
 from server.engine import EnginePlan, Probes
 from server.errors import ApiError
-from server.upstream import BrokenOff, NoAnswer, asked
+from server.upstream import MOST_RESTING, BrokenOff, NoAnswer, Upstream
 from tests.server.conftest import Served, free_port
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: Text/Event-Stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -27,8 +28,8 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-def with_engine(answer: Answer, told: Callable[[EnginePlan], Awaitable[None]]) -> None:
-    """`told` with the plan of an engine whose connections `answer` gets once their request is read."""
+def with_engine(answer: Answer, told: Callable[[Upstream], Awaitable[None]]) -> None:
+    """`told` with the way to an engine that reads a request and leaves the connection to `answer`."""
 
     async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -45,11 +46,11 @@ def with_engine(answer: Answer, told: Callable[[EnginePlan], Awaitable[None]]) -
         port = server.sockets[0].getsockname()[1]
         try:
             async with asyncio.timeout(20):
-                await told(plan(port))
+                await told(Upstream(plan(port)))
         finally:
             server.close()
 
-    asyncio.run(both())
+    uvloop.run(both())
 
 
 def plan(port: int) -> EnginePlan:
@@ -68,9 +69,9 @@ def test_a_stream_waits_for_who_takes_it_and_loses_nothing() -> None:
         writer.write(b"0\r\n\r\n")
         await writer.drain()
 
-    async def told(engine: EnginePlan) -> None:
+    async def told(engine: Upstream) -> None:
         got: list[bytes] = []
-        async with asked(engine, "/v1/completions", b"{}") as reply:
+        async with engine.asked("/v1/completions", b"{}") as reply:
             assert (reply.status, reply.content_type) == (200, "text/event-stream")
             await asyncio.sleep(0.1)  # pieces come before anyone asks for them
 
@@ -97,12 +98,12 @@ def test_an_engine_that_says_nothing_may_be_asked_again() -> None:
     async def silent(_: asyncio.StreamReader, __: asyncio.StreamWriter) -> None:
         pass
 
-    async def told(engine: EnginePlan) -> None:
-        with pytest.raises(NoAnswer):
-            async with asked(engine, "/v1/completions", b"{}"):
+    async def told(engine: Upstream) -> None:
+        with pytest.raises(NoAnswer, match="closed"):
+            async with engine.asked("/v1/completions", b"{}"):
                 pass
         with pytest.raises(NoAnswer, match="reached"):
-            async with asked(plan(free_port()), "/v1/completions", b"{}"):
+            async with Upstream(plan(free_port())).asked("/v1/completions", b"{}"):
                 pass
 
     with_engine(silent, told)
@@ -116,15 +117,15 @@ def test_an_answer_that_breaks_off_is_told_with_what_came(rest: bytes) -> None:
         await asyncio.sleep(0.1)
         writer.write(rest)
 
-    async def told(engine: EnginePlan) -> None:
+    async def told(engine: Upstream) -> None:
         asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # "no HTTP" is logged
         got: list[bytes] = []
-        async with asked(engine, "/v1/completions", b"{}") as reply:
+        async with engine.asked("/v1/completions", b"{}") as reply:
             reply.pour(got.append)
             with pytest.raises(BrokenOff):
                 await reply.halted()
         assert b"".join(got).startswith(PIECE)
-        async with asked(engine, "/v1/completions", b"{}") as reply:
+        async with engine.asked("/v1/completions", b"{}") as reply:
             with pytest.raises(BrokenOff):
                 await reply.read()
 
@@ -143,8 +144,8 @@ def test_no_more_of_a_body_is_kept_than_was_asked_for() -> None:
         except ConnectionError:
             ended.set()
 
-    async def told(engine: EnginePlan) -> None:
-        async with asked(engine, "/v1/completions", b"{}") as reply:
+    async def told(engine: Upstream) -> None:
+        async with engine.asked("/v1/completions", b"{}") as reply:
             assert reply.status == 500
             body = await reply.read(100_000)
         assert 100_000 < len(body) < 1_000_000
@@ -168,12 +169,12 @@ def test_a_client_that_reads_slowly_loses_nothing_and_one_that_stops_is_dropped(
         writer.write(b"0\r\n\r\n")
         await writer.drain()
 
-    async def told(engine: EnginePlan) -> None:
+    async def told(engine: Upstream) -> None:
         refused: list[int] = []
 
         async def passed_on(request: web.Request) -> web.StreamResponse:
             request["id"] = "1"
-            async with asked(engine, "/v1/completions", b"{}") as reply:
+            async with engine.asked("/v1/completions", b"{}") as reply:
                 try:
                     return await gateway._relay(request, reply, cast(Any, engine_at_work))
                 except ApiError as refusal:
@@ -215,3 +216,62 @@ def test_a_client_of_http_1_0_gets_no_chunks(served: Served) -> None:
     assert b"chunked" not in head
     assert stream.startswith(b"data: {") and stream.endswith(b"data: [DONE]\n\n")
     assert all(event.startswith(b"data: ") for event in stream.strip().split(b"\n\n"))
+
+
+def test_a_connection_is_used_again_only_after_a_whole_answer() -> None:
+    ends: list[bytes] = [b"0\r\n\r\n"]
+    connections: list[int] = []
+
+    async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answers like llama.cpp: some requests on a connection, then an end that its last answer says nothing of."""
+        number = len(connections)
+        connections.append(0)
+        while await reader.readuntil(b"{}"):
+            connections[number] += 1
+            if connections[number] > 3:
+                writer.close()  # as after 5 s in which nothing was asked
+                return
+            writer.write(HEAD + chunk(PIECE) + ends[-1])
+
+    async def both() -> None:
+        server = await asyncio.start_server(one, "127.0.0.1", 0)
+        engine = Upstream(plan(server.sockets[0].getsockname()[1]))
+        async with asyncio.timeout(20), server:
+            for asked in range(1, 8):
+                async with engine.asked("/v1/completions", b"{}") as reply:
+                    assert await reply.read() == PIECE
+                assert sum(connections) - asked == (asked > 3) + (asked > 6), "what met the end was asked once more"
+            assert connections == [4, 4, 1]
+            ends.append(b"")
+            async with engine.asked("/v1/completions", b"{}"):
+                ends.pop()
+            async with engine.asked("/v1/completions", b"{}") as reply:
+                assert await reply.read() == PIECE
+            assert connections == [4, 4, 2, 1]
+            many = [engine.asked("/v1/completions", b"{}") for _ in range(MOST_RESTING + 3)]
+            for each in many:
+                await (await each.__aenter__()).read()
+            for each in many:
+                await each.__aexit__(None, None, None)
+            assert len(engine._resting) == MOST_RESTING
+
+    uvloop.run(both())
+
+
+def test_an_answer_that_ends_in_the_piece_that_halts_it_leaves_a_connection_that_reads() -> None:
+    async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.readuntil(b"{}"):
+            writer.write(HEAD + chunk(PIECE) + b"0\r\n\r\n")
+
+    async def both() -> None:
+        server = await asyncio.start_server(one, "127.0.0.1", 0)
+        engine = Upstream(plan(server.sockets[0].getsockname()[1]))
+        async with asyncio.timeout(20), server:
+            for _ in range(3):
+                async with engine.asked("/v1/completions", b"{}") as reply:
+                    reply.pour(lambda _, reply=reply: reply.pause())  # type: ignore[misc]
+                    while not await reply.halted():
+                        reply.resume()
+            assert len(engine._resting) == 1
+
+    uvloop.run(both())
