@@ -3,7 +3,7 @@
 another backend's is to be compared with.
 
 usage: .venv/trainer/bin/python benchmarks/demo_seeds.py RESULT.json [--backend transformers] [--seeds 3407,1,2]
-       [--weights auto] [--at-once 1] [--work FOLDER]
+       [--weights auto] [--at-once 1] [--against RESULT.json] [--work FOLDER]
 
 The seed decides the adapter's first values and the order of rows; rows and questions are the same.
 """
@@ -90,6 +90,7 @@ def main() -> None:
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
     parser.add_argument("--weights", default="auto", help="model.weights of the config")
     parser.add_argument("--at-once", type=int, default=1, help="trainings side by side")
+    parser.add_argument("--against", type=Path, help="the result to subtract, question by question")
     parser.add_argument("--work", type=Path, default=Path("/tmp/tuneship-seeds"))
     wish = parser.parse_args()
     wish.work.mkdir(parents=True, exist_ok=True)
@@ -103,6 +104,9 @@ def main() -> None:
     document: dict[str, Any] = {"command": command, "date": date}
     document |= {"hardware": hardware(), "packages": package_versions(), "questions": questions}
     document |= {"percent": percent(right, questions), "right": right}
+    if wish.against:
+        theirs = json.loads(wish.against.read_text())
+        document["against"] = {"command": theirs["command"], **difference(theirs["right"], right)}
     wish.result.write_text(json.dumps(document, indent=1) + "\n")
     print(json.dumps(document["percent"]))
 

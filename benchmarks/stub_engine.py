@@ -31,8 +31,11 @@ class Stub:
                 length = [int(x.split(b":")[1]) for x in head.lower().split(b"\r\n") if x.startswith(b"content-length")]
                 body = await reader.readexactly(length[0]) if length else b""
                 began = time.perf_counter()  # no engine can begin before it has the whole request
-                if path.endswith("/chat/completions"):
-                    await self._stream(writer, json.loads(body), began)
+                wish = json.loads(body) if path.endswith("/chat/completions") else {}
+                if wish.get("stream"):
+                    await self._stream(writer, wish, began)
+                elif wish:
+                    self._write(writer, {"choices": [], "usage": _usage(1, 1)})
                 else:
                     self._answer(writer, path)
                 await writer.drain()
@@ -65,10 +68,14 @@ class Stub:
     def _answer(self, writer: asyncio.StreamWriter, path: str) -> None:
         listed = {"object": "list", "data": [{"id": "stub", "object": "model", "created": 1, "owned_by": "stub"}]}
         measured = {"ttft_ms": [1000 * s for s in self.ttfts_s], "itl_ms": [1000 * s for s in self.gaps_s]}
-        data = json.dumps(measured if path == "/measured" else listed).encode()
+        self._write(
+            writer, measured if path == "/measured" else listed, "404 Not Found" if path == "/metrics" else "200 OK"
+        )
         if path == "/measured":
             self.ttfts_s, self.gaps_s = [], []
-        status = "404 Not Found" if path == "/metrics" else "200 OK"
+
+    def _write(self, writer: asyncio.StreamWriter, document: dict[str, object], status: str = "200 OK") -> None:
+        data = json.dumps(document).encode()
         head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
         writer.write(head.encode() + data)
 
@@ -81,10 +88,11 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ttft-ms", type=float, default=100)
     parser.add_argument("--itl-ms", type=float, default=10)
+    parser.add_argument("--port", type=int, default=0, help="default: a free one")
     parser.add_argument("--text", default=" word", help="of each token")
     wish = parser.parse_args()
     stub = Stub(wish.ttft_ms / 1000, wish.itl_ms / 1000, wish.text)
-    server = await asyncio.start_server(stub.serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(stub.serve, "127.0.0.1", wish.port)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 

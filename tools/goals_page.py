@@ -38,8 +38,8 @@ def _training(read: dict[str, Any]) -> list[Row]:
     products = sum(kernel["ms"] for kernel in profile["kernels"] if "nvjet" in kernel["name"])
     spent = f"matrix products by cuBLAS take {products:.0f} of a step's {profile['kernels_ms_of_a_step']:.0f} ms"
     smollm2, losses = read["gpu-smollm2"], same["largest_loss_difference"]
-    points = smollm2["against_cpu"]
-    seeds = [smollm2[name]["tuned"] for name in ("percent", "cpu_percent")]
+    points = read["demo-seeds-gpu"]["against"]
+    seeds = [read[f"demo-seeds-{name}"]["percent"]["tuned"] for name in ("gpu", "cpu")]
     means = [over_seeds(each) for each in seeds]
     shown = [f"{mean:.1f}% over {len(each)} trainings" for mean, each in zip(means, seeds, strict=True)]
     interval = f"{points['low_points']:+.1f} to {points['high_points']:+.1f}"
@@ -127,12 +127,15 @@ def _packing(read: dict[str, Any]) -> list[Row]:
 
 
 def _time(read: dict[str, Any]) -> list[Row]:
-    warm, vllm = read["gpu-warm"], read["serving-gpu-vllm-merged"]
+    warm, vllm = read["gpu-warm"], read["vllm-starts"]["starts"]
     stages = list(warm["stages_s"].items())
     lasted = {name: after - at for (name, at), (_, after) in pairwise(stages)}
     imports = sum(each for name, each in lasted.items() if name.startswith("data"))
     export = sum(each for name, each in lasted.items() if name.startswith(("export", "verify", "publish")))
-    rest, start = warm["all_but_the_steps_s"], vllm["cases"][0]["start_s"]
+    rest = warm["all_but_the_steps_s"]
+    forked = [each for each in vllm if each["engine_process"] == "forked"]
+    start = next(each["start_s"] for each in forked if not each["beside"])
+    others = [f"{each['start_s']:.0f} s" for each in forked if each["beside"]]
     off = max(abs(each["off"]) for each in read["plan-gpu"]["results"])
     return [
         (
@@ -144,10 +147,10 @@ def _time(read: dict[str, Any]) -> list[Row]:
         ),
         (
             "vLLM's second start, base and tuned",
-            f"{start:.0f} s",
+            f"{start:.0f} s, one start; {', '.join(others)} with other work on its processors",
             "40 s",
             start < 40,
-            vllm.get("second_start", "no profile of it was made"),
+            "importing takes most of it",
         ),
         ("predicted peaks on a GPU, largest difference", f"{off:.1%}", "10%", off <= 0.1, ""),
         _whole(read),

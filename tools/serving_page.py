@@ -15,6 +15,8 @@ KINDS = ("gpu", "cpu")
 def serving(results: Path) -> list[str]:
     """A section for each result that there is."""
     sections = {
+        "vllm-starts.json": _vllm_starts,
+        "gateway-latency.json": _latency,
         "serve-overhead.json": _overhead,
         "against-llama-cpp-server.json": _against,
         "soak.json": _soak,
@@ -144,6 +146,43 @@ gateway in turn. Windows of the bare engine by themselves differ as the third co
 
 | engine and weights | streams | tokens/s, direct | through/direct in each round | TTFT, direct | through/direct |
 |---|---|---|---|---|---|
+{chr(10).join(lines)}
+"""
+
+
+def _vllm_starts(result: dict[str, Any]) -> str:
+    lines = [f"| {each['engine_process']} | {each['start_s']} s | {each['beside']} |" for each in result["starts"]]
+    imports = [
+        f"{name} {', '.join(f'{each} s' for each in seen)}"
+        for name, seen in result["import_s"].items()
+        if name != "beside"
+    ]
+    return f"""## vLLM's start with a warm cache
+
+{_source(result)} {result["gpu"]}.
+
+| its engine's process | to ready, base and tuned | |
+|---|---|---|
+{chr(10).join(lines)}
+
+Importing it, by itself: {"; ".join(imports)} ({result["import_s"]["beside"]}).
+"""
+
+
+def _latency(result: dict[str, Any]) -> str:
+    lines = [
+        f"| {each['gateway']} | {each['ttft_ms']['direct']} ms | {each['ttft_ms']['gateway']} ms | "
+        f"{each['added_ms']} ms | {each['cpu_ms_of_a_request']} ms |"
+        for each in result["series"]
+    ]
+    return f"""## What the gateway adds to a request
+
+{_source(result)}
+
+An engine that answers at once, asked directly and through the gateway in turn, one connection a request; medians.
+
+| gateway | TTFT, direct | through | added | gateway's CPU for a request |
+|---|---|---|---|---|
 {chr(10).join(lines)}
 """
 
