@@ -173,8 +173,8 @@ class Connection(asyncio.Protocol):
 
 
 class Upstream:
-    """The way to one engine. A connection whose answer was whole rests for the next request, whose first token then does not
-    wait for another one.
+    """The way to one engine. A connection whose answer was whole rests for the next request, whose first token then
+    waits for no other one.
     """
 
     def __init__(self, plan: EnginePlan) -> None:
