@@ -5,8 +5,8 @@ gateway in turn, by one client that connects anew for each request as the benchm
 usage: .venv/server/bin/python benchmarks/gateway_latency.py [--requests 1000] [--out FILE]
 
 A real engine's first token varies by more than this. The engine is benchmarks/stub_engine.py, prompts have some 500
-words, answers two tokens. Prints one JSON document: medians and quartiles of the time to the first token, and the
-gateway's processor time for a request. Wants a quiet machine.
+words, answers two tokens that are 5 ms apart. Prints one JSON document: medians and quartiles of the time to the first
+token, and the gateway's processor time for a request. Wants a quiet machine.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ WORDS = 500
 def with_stub(store: Path) -> ServePlan:
     """What `server serve` would run, with the stub in place of its engines."""
     plan = plan_serving(Store(store), "current", Wish(LlamaCpp(), EngineOptions()))
-    argv = [sys.executable, str(ROOT / "benchmarks" / "stub_engine.py"), "--ttft-ms", "0", "--itl-ms", "0"]
+    argv = [sys.executable, str(ROOT / "benchmarks" / "stub_engine.py"), "--ttft-ms", "0", "--itl-ms", "5"]
     engines = [
         replace(each, argv=[*argv, "--port", str(each.port)], probes=replace(each.probes, template_path=""))
         for each in plan.engines

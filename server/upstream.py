@@ -1,4 +1,5 @@
-"""Requests to an engine, whose answers are passed on in the turn of the event loop that brought them.
+"""Requests to an engine, each on a connection of its own. What comes of an answer is passed on in the turn of the event
+loop that brought it.
 
 aiohttp's client wakes a task for every piece of a stream: with it a token took twice the gateway's processor time.
 """
@@ -15,11 +16,11 @@ import httptools
 from server.engine import EnginePlan
 
 CONNECT_TIMEOUT_S = 5.0
+LATER_S = 0.002  # the first token is on its way to the client by then
 MOST_HELD = 16  # pieces that nobody has asked for yet
-MOST_RESTING = 8  # connections between two requests; each keeps a thread of llama.cpp, which closes it after 5 s
 _HEAD = (
     "POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAuthorization: Bearer {key}\r\n"
-    "Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+    "Content-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
 )
 
 
@@ -34,12 +35,11 @@ class BrokenOff(Exception):
         return "it broke off"
 
 
-class Reply:
+class Reply(asyncio.Protocol):
     """An engine's answer as it comes; what has come is kept until `read` or `pour` asks for it."""
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(self) -> None:
         self.status = 0
-        self.leaves_open = False  # it is whole, and the engine takes another request on the same connection
         self.content_type = ""
         self._parser = httptools.HttpResponseParser(self)
         self._answers = asyncio.Event()  # the head is there, or never comes
@@ -47,7 +47,22 @@ class Reply:
         self._keep: Callable[[bytes], None] = self._hold
         self._is_whole, self._is_lost = False, False
         self._halted = asyncio.Event()  # nothing more comes: the end, or `pause`
-        self._transport = transport
+        self._transport: asyncio.Transport | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a request may be sent: nothing was said, and the connection stands."""
+        return self._is_coming and not self.status
+
+    def ask(self, request: bytes) -> None:
+        """Send it, which is done once."""
+        if self._transport:
+            self._transport.write(request)
+
+    def end(self) -> None:
+        """Close the connection at once."""
+        if self._transport:
+            self._transport.abort()
 
     async def begins(self) -> bool:
         """Whether `status` and `content_type` came; False where the connection was closed before."""
@@ -80,13 +95,13 @@ class Reply:
 
     def pause(self) -> None:
         """Read nothing more until `resume`. What was read already is still handed on."""
-        if self._is_coming:
+        if self._transport and self._is_coming:
             self._transport.pause_reading()
             self._halted.set()
 
     def resume(self) -> None:
         """Read on."""
-        if self._is_coming:
+        if self._transport and self._is_coming:
             self._halted.clear()
             self._transport.resume_reading()
 
@@ -99,19 +114,23 @@ class Reply:
 
     @property
     def _is_coming(self) -> bool:
-        return not (self._is_whole or self._is_lost or self._transport.is_closing())
+        stands = self._transport is not None and not self._transport.is_closing()
+        return stands and not self._is_whole and not self._is_lost
 
     def _hold(self, piece: bytes) -> None:
         self._pieces.append(piece)
         if len(self._pieces) == MOST_HELD:
             self.pause()
 
-    def feed(self, data: bytes) -> None:
-        """What the connection brought."""
+    # of asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
         self._parser.feed_data(data)
 
-    def lost(self) -> None:
-        """The connection is closed."""
+    def connection_lost(self, exc: Exception | None) -> None:
         self._is_lost = not self._is_whole
         self._answers.set()
         self._halted.set()
@@ -130,95 +149,54 @@ class Reply:
         self._keep(piece)
 
     def on_message_complete(self) -> None:
-        self._is_whole, self.leaves_open = True, self._parser.should_keep_alive()
+        self._is_whole = True
         self._halted.set()
 
 
-class Connection(asyncio.Protocol):
-    """To an engine, for one request after the other."""
-
-    def __init__(self) -> None:
-        self.reply: Reply | None = None
-        self.transport: asyncio.Transport
-
-    async def answered(self, request: bytes) -> Reply | None:
-        """The answer from its head on; None where the connection was closed before."""
-        reply = self.reply = Reply(self.transport)
-        try:
-            self.transport.write(request)
-            return reply if await reply.begins() else None
-        except BaseException:  # whoever asked is gone
-            self.transport.abort()
-            raise
-
-    def can_rest(self) -> bool:
-        """Whether the engine takes another request on it: the last one was written and answered to the end."""
-        is_done = self.reply is not None and self.reply.leaves_open and not self.transport.get_write_buffer_size()
-        return is_done and not self.transport.is_closing()
-
-    # of asyncio.Protocol
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
-
-    def data_received(self, data: bytes) -> None:
-        if self.reply:
-            self.reply.feed(data)
-        else:
-            self.transport.abort()  # nothing was asked
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self.reply:
-            self.reply.lost()
-
-
 class Upstream:
-    """The way to one engine. A connection whose answer was whole rests for the next request, whose first token then
-    waits for no other one.
+    """The way to one engine. While it answers, a connection for the next request is opened, so that no first token
+    waits for that; llama.cpp closes one that says nothing for 5 s.
     """
 
     def __init__(self, plan: EnginePlan) -> None:
         self._plan = plan
-        self._resting: list[Connection] = []
+        self._spare: Reply | None = None
+        self._opening: asyncio.Task[None] | None = None
 
     @contextlib.asynccontextmanager
     async def asked(self, path: str, body: bytes) -> AsyncIterator[Reply]:
-        """The answer to a JSON document, from its head on; leaving before its end closes the connection, and with it
-        ends the engine's work.
+        """The answer to a JSON document, from its head on; leaving ends the connection, and with it the engine's work.
 
         Raises NoAnswer.
         """
         plan = self._plan
         request = _HEAD.format(path=path, port=plan.port, key=plan.api_key, length=len(body)).encode() + body
-        connection = self._rested()
-        reply = await connection.answered(request) if connection else None
-        if connection is None or reply is None:  # one that rests may be closed in the moment when it is used
-            connection = await self._connected()
-            reply = await connection.answered(request)
-        if reply is None:
-            raise NoAnswer("it closed the connection")
+        spare, self._spare = self._spare, None
+        reply = spare if spare and spare.is_open else await self._connected()
         try:
+            reply.ask(request)
+            if not await reply.begins() and reply is spare:  # it was closed in the moment when it was used
+                reply = await self._connected()
+                reply.ask(request)
+                await reply.begins()
+            if not reply.status:
+                raise NoAnswer("it closed the connection")
+            asyncio.get_running_loop().call_later(LATER_S, self._prepare)
             yield reply
         finally:
-            self._leave(connection)
+            reply.end()
+            self._prepare()
 
-    def _leave(self, connection: Connection) -> None:
-        if connection.can_rest() and len(self._resting) < MOST_RESTING:
-            connection.reply = None
-            connection.transport.resume_reading()  # the end may have come in a piece that halted it
-            self._resting.append(connection)
-        else:
-            connection.transport.abort()
+    def _prepare(self) -> None:
+        if not (self._spare and self._spare.is_open) and (self._opening is None or self._opening.done()):
+            self._opening = asyncio.create_task(self._open())
 
-    def _rested(self) -> Connection | None:
-        while self._resting:
-            connection = self._resting.pop()
-            if not connection.transport.is_closing():
-                return connection
-        return None
+    async def _open(self) -> None:
+        with contextlib.suppress(NoAnswer, TimeoutError):
+            self._spare = await self._connected()
 
-    async def _connected(self) -> Connection:
-        connecting = asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", self._plan.port)
+    async def _connected(self) -> Reply:
+        connecting = asyncio.get_running_loop().create_connection(Reply, "127.0.0.1", self._plan.port)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 return (await connecting)[1]

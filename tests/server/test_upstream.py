@@ -16,7 +16,7 @@ from aiohttp import ClientError, ClientSession, web
 from server import gateway
 from server.engine import EnginePlan, Probes
 from server.errors import ApiError
-from server.upstream import MOST_RESTING, BrokenOff, NoAnswer, Upstream
+from server.upstream import BrokenOff, NoAnswer, Upstream
 from tests.server.conftest import Served, free_port
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: Text/Event-Stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -218,50 +218,53 @@ def test_a_client_of_http_1_0_gets_no_chunks(served: Served) -> None:
     assert all(event.startswith(b"data: ") for event in stream.strip().split(b"\n\n"))
 
 
-def test_a_connection_is_used_again_only_after_a_whole_answer() -> None:
-    ends: list[bytes] = [b"0\r\n\r\n"]
-    connections: list[int] = []
+@pytest.mark.parametrize("closes", [False, True], ids=["kept", "closed when it said nothing"])
+def test_a_connection_for_the_next_request_is_there_before_it(closes: bool) -> None:
+    connections: list[str] = []  # what became of each
 
     async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answers like llama.cpp: some requests on a connection, then an end that its last answer says nothing of."""
         number = len(connections)
-        connections.append(0)
-        while await reader.readuntil(b"{}"):
-            connections[number] += 1
-            if connections[number] > 3:
-                writer.close()  # as after 5 s in which nothing was asked
-                return
-            writer.write(HEAD + chunk(PIECE) + ends[-1])
+        connections.append("opened")
+        try:
+            async with asyncio.timeout(0.2 if closes else None):
+                await reader.readuntil(b"{}")
+            connections[number] = "asked"
+            writer.write(HEAD + chunk(PIECE) + b"0\r\n\r\n")
+        except TimeoutError:
+            connections[number] = "closed"
+        except asyncio.IncompleteReadError:
+            connections[number] = "left"
+        writer.close()
 
     async def both() -> None:
         server = await asyncio.start_server(one, "127.0.0.1", 0)
         engine = Upstream(plan(server.sockets[0].getsockname()[1]))
         async with asyncio.timeout(20), server:
-            for asked in range(1, 8):
+            for asked in range(1, 4):
                 async with engine.asked("/v1/completions", b"{}") as reply:
                     assert await reply.read() == PIECE
-                assert sum(connections) - asked == (asked > 3) + (asked > 6), "what met the end was asked once more"
-            assert connections == [4, 4, 1]
-            ends.append(b"")
-            async with engine.asked("/v1/completions", b"{}"):
-                ends.pop()
+                await asyncio.sleep(0.05)
+                assert connections == ["asked"] * asked + ["opened"]
+            await asyncio.sleep(0.4)
             async with engine.asked("/v1/completions", b"{}") as reply:
                 assert await reply.read() == PIECE
-            assert connections == [4, 4, 2, 1]
-            many = [engine.asked("/v1/completions", b"{}") for _ in range(MOST_RESTING + 3)]
-            for each in many:
-                await (await each.__aenter__()).read()
-            for each in many:
-                await each.__aexit__(None, None, None)
-            assert len(engine._resting) == MOST_RESTING
+            await asyncio.sleep(0.05)
+            assert connections == ["asked"] * 3 + ["closed"] * closes + ["asked", "opened"]
 
     uvloop.run(both())
 
 
-def test_an_answer_that_ends_in_the_piece_that_halts_it_leaves_a_connection_that_reads() -> None:
+def test_a_connection_that_is_closed_when_it_is_used_costs_nobody_an_answer() -> None:
+    connections = 0
+
     async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while await reader.readuntil(b"{}"):
+        nonlocal connections
+        connections += 1
+        is_second = connections == 2
+        await reader.readuntil(b"{}")
+        if not is_second:
             writer.write(HEAD + chunk(PIECE) + b"0\r\n\r\n")
+        writer.close()
 
     async def both() -> None:
         server = await asyncio.start_server(one, "127.0.0.1", 0)
@@ -269,9 +272,7 @@ def test_an_answer_that_ends_in_the_piece_that_halts_it_leaves_a_connection_that
         async with asyncio.timeout(20), server:
             for _ in range(3):
                 async with engine.asked("/v1/completions", b"{}") as reply:
-                    reply.pour(lambda _, reply=reply: reply.pause())  # type: ignore[misc]
-                    while not await reply.halted():
-                        reply.resume()
-            assert len(engine._resting) == 1
+                    assert await reply.read() == PIECE
+                await asyncio.sleep(0.05)
 
     uvloop.run(both())
