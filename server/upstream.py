@@ -192,7 +192,7 @@ class Upstream:
             self._opening = asyncio.create_task(self._open())
 
     async def _open(self) -> None:
-        with contextlib.suppress(NoAnswer, TimeoutError):
+        with contextlib.suppress(NoAnswer):
             self._spare = await self._connected()
 
     async def _connected(self) -> Reply:
