@@ -174,7 +174,8 @@ class Gateway:
                     return await _relay(request, reply, engine)
             except (NoAnswer, BrokenOff) as error:
                 # llama.cpp closes a connection that says nothing for 5 s, which happens when thousands of clients
-                # keep this process busy between connecting and sending. The client has nothing yet: ask again
+                # keep this process busy between connecting and sending, or in the moment when a request comes for one
+                # that waited for it. The client has nothing yet: ask again
                 if is_last or isinstance(error, BrokenOff):
                     why = engine.why_not_ready or error
                     raise ApiError(503, f"The engine does not answer: {why}.") from None

@@ -175,11 +175,7 @@ class Upstream:
         reply = spare if spare and spare.is_open else await self._connected()
         try:
             reply.ask(request)
-            if not await reply.begins() and reply is spare:  # it was closed in the moment when it was used
-                reply = await self._connected()
-                reply.ask(request)
-                await reply.begins()
-            if not reply.status:
+            if not await reply.begins():
                 raise NoAnswer("it closed the connection")
             asyncio.get_running_loop().call_later(LATER_S, self._prepare)
             yield reply

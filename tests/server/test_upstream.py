@@ -254,7 +254,7 @@ def test_a_connection_for_the_next_request_is_there_before_it(closes: bool) -> N
     uvloop.run(both())
 
 
-def test_a_connection_that_is_closed_when_it_is_used_costs_nobody_an_answer() -> None:
+def test_a_connection_that_is_closed_when_it_is_used_is_no_answer_and_the_next_one_is_new() -> None:
     connections = 0
 
     async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -269,10 +269,16 @@ def test_a_connection_that_is_closed_when_it_is_used_costs_nobody_an_answer() ->
     async def both() -> None:
         server = await asyncio.start_server(one, "127.0.0.1", 0)
         engine = Upstream(plan(server.sockets[0].getsockname()[1]))
+
+        async def told() -> bytes:
+            async with engine.asked("/v1/completions", b"{}") as reply:
+                return await reply.read()
+
         async with asyncio.timeout(20), server:
-            for _ in range(3):
-                async with engine.asked("/v1/completions", b"{}") as reply:
-                    assert await reply.read() == PIECE
-                await asyncio.sleep(0.05)
+            assert await told() == PIECE
+            await asyncio.sleep(0.05)
+            with pytest.raises(NoAnswer, match="closed"):
+                await told()
+            assert await told() == PIECE
 
     uvloop.run(both())
