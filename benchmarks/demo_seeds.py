@@ -101,6 +101,7 @@ def main() -> None:
     right = right_by_seed(wish.work, wish.backend, seeds, wish.at_once, wish.weights)
     questions = len(QUESTIONS.read_text().splitlines())
     command = f"benchmarks/demo_seeds.py RESULT --backend {wish.backend} --seeds {wish.seeds} --weights {wish.weights}"
+    command += f" --at-once {wish.at_once}" + (f" --against {wish.against.name}" if wish.against else "")
     document: dict[str, Any] = {"command": command, "date": date}
     document |= {"hardware": hardware(), "packages": package_versions(), "questions": questions}
     document |= {"percent": percent(right, questions), "right": right}

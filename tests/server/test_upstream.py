@@ -21,11 +21,21 @@ from tests.server.conftest import Served, free_port
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: Text/Event-Stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n"
 PIECE = b"x" * 1000
+PIECES = 20_000  # of a flood
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
 
 
 def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+async def flood(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(HEAD)
+    for number in range(PIECES):
+        writer.write(chunk(PIECE + b"%d" % number))
+        await writer.drain()
+    writer.write(b"0\r\n\r\n")
+    await writer.drain()
 
 
 def with_engine(answer: Answer, told: Callable[[Upstream], Awaitable[None]]) -> None:
@@ -59,16 +69,6 @@ def plan(port: int) -> EnginePlan:
 
 
 def test_a_stream_waits_for_who_takes_it_and_loses_nothing() -> None:
-    pieces = 20_000
-
-    async def flood(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(HEAD)
-        for number in range(pieces):
-            writer.write(chunk(PIECE + b"%d" % number))
-            await writer.drain()
-        writer.write(b"0\r\n\r\n")
-        await writer.drain()
-
     async def told(engine: Upstream) -> None:
         got: list[bytes] = []
         async with engine.asked("/v1/completions", b"{}") as reply:
@@ -89,7 +89,7 @@ def test_a_stream_waits_for_who_takes_it_and_loses_nothing() -> None:
                 assert len(got) < had + 5000, "it went on reading"
                 reply.resume()
         assert halts
-        assert b"".join(got) == b"".join(PIECE + b"%d" % number for number in range(pieces))
+        assert b"".join(got) == b"".join(PIECE + b"%d" % number for number in range(PIECES))
 
     with_engine(flood, told)
 
@@ -158,16 +158,8 @@ def test_no_more_of_a_body_is_kept_than_was_asked_for() -> None:
 def test_a_client_that_reads_slowly_loses_nothing_and_one_that_stops_is_dropped(
     reads_on: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pieces, engine_at_work = 20_000, SimpleNamespace(last_output_at=0.0)
+    engine_at_work = SimpleNamespace(last_output_at=0.0)
     monkeypatch.setattr(gateway, "UNREAD_S", 20.0 if reads_on else 0.3)
-
-    async def flood(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(HEAD)
-        for number in range(pieces):
-            writer.write(chunk(PIECE + b"%d" % number))
-            await writer.drain()
-        writer.write(b"0\r\n\r\n")
-        await writer.drain()
 
     async def told(engine: Upstream) -> None:
         refused: list[int] = []
@@ -192,7 +184,7 @@ def test_a_client_that_reads_slowly_loses_nothing_and_one_that_stops_is_dropped(
                 await asyncio.sleep(1)
                 if reads_on:
                     whole = await got.read()
-                    assert whole == b"".join(PIECE + b"%d" % number for number in range(pieces))
+                    assert whole == b"".join(PIECE + b"%d" % number for number in range(PIECES))
                 else:
                     with pytest.raises(ClientError):
                         await got.read()
