@@ -45,6 +45,7 @@ PHASES = {
     "promote": "published: ",
 }
 KILLS_PER_CYCLE = (3, 12)
+LEAST_MOMENTS = 3  # also where the machine is so slow that the time is up before
 PATIENCE_S = 300
 SAME = ("adapter/adapter_model.safetensors", "merged/model.safetensors", "gguf/tuned-Q8_0.gguf")
 
@@ -200,7 +201,7 @@ class Fuzz:
 
 
 def run(moments: int, limit_s: float, seed: int) -> dict[str, Any]:
-    """Torment until so many kills were done, or the time is up; the result as JSON values."""
+    """Torment until so many kills were done, or the time is up after a few; the result as JSON values."""
     os.environ["OMP_NUM_THREADS"] = "1"
     import_libraries()
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # a killed process loses nothing that it wrote
@@ -232,7 +233,7 @@ def through(folder: Path, argv: list[str]) -> list[str]:
 def _torment(fuzz: Fuzz, moments: int, limit_s: float, seed: int) -> dict[str, Any]:
     began, number = time.monotonic(), 0
     reference = fuzz.undisturbed()
-    while fuzz.tally.kills.total() < moments and time.monotonic() - began < limit_s:
+    while (done := fuzz.tally.kills.total()) < moments and (done < LEAST_MOMENTS or time.monotonic() - began < limit_s):
         fuzz.cycle(number, reference, moments)
         number += 1
         tally = fuzz.tally
