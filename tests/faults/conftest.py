@@ -15,16 +15,15 @@ from tests.faults import kill_fuzz, tiny_model
 
 kill_fuzz.import_libraries()
 
-from trainer import gguf_files, verify  # noqa: E402
+from trainer import children  # noqa: E402
 from trainer.config import TrainConfig  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _quick_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     folder = tmp_path_factory.mktemp("tools")
-    with kill_fuzz.tool_servers(folder):
-        for module in (gguf_files, verify):
-            module.bound = partial(kill_fuzz.through, folder)
+    with kill_fuzz.tool_servers(folder), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(children, "bound", partial(kill_fuzz.through, folder))
         yield
 
 

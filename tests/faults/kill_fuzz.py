@@ -80,11 +80,10 @@ class Fuzz:
             stream = os.open(self.log, os.O_WRONLY | os.O_APPEND)
             os.dup2(stream, 1)
             os.dup2(stream, 2)
-            from trainer import gguf_files, verify
+            from trainer import children
             from trainer.cli import main
 
-            for module in (gguf_files, verify):
-                module.bound = partial(through, self.folder)
+            children.bound = partial(through, self.folder)
             main(["train", "--config", str(self.config), "--store", str(store)])
 
         return fork_server.fork(work)
