@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from tests.faults.test_training import Said, go
 from trainer import children, merge
 from trainer.config import TrainConfig
 
-bound = children.bound  # while it is replaced
+in_its_own_process = children.bound  # before the tests' quick one takes its place
+Bound = Callable[[list[str]], list[str]]
 ROOM_BYTES = 300 << 20  # of address space: the converter's imports alone need more
 
 
@@ -30,19 +32,26 @@ def at_the_merge(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(merge, "PIECE_PARAMETERS", 20_000)
 
 
+def cramped(bound: Bound, unless: str = "nothing") -> Bound:
+    """The converter in too small an address space, unless it is told so."""
+
+    def chosen(argv: list[str]) -> list[str]:
+        if "--outtype" in argv and unless not in argv:
+            return in_its_own_process(["prlimit", f"--as={ROOM_BYTES}", *argv])
+        return bound(argv)
+
+    return chosen
+
+
 def at_the_conversion(monkeypatch: pytest.MonkeyPatch) -> None:
     """The real converter in too small an address space, until it is told to keep tensors on the disk."""
 
-    def cramped(argv: list[str]) -> list[str]:
-        least = "--use-temp-file" in argv or "--outtype" not in argv
-        return bound(argv if least else ["prlimit", f"--as={ROOM_BYTES}", *argv])
-
-    monkeypatch.setattr(children, "bound", cramped)
+    monkeypatch.setattr(children, "bound", cramped(children.bound, unless="--use-temp-file"))
 
 
 def at_the_quantization(monkeypatch: pytest.MonkeyPatch, file: str = "tuned-Q8_0.gguf") -> None:
     """The file's first quantizer is killed without a word, as the kernel does it."""
-    killed: list[str] = []
+    killed, bound = list[str](), children.bound
 
     def killed_once(argv: list[str]) -> list[str]:
         if "Q8_0" in argv and any(part.endswith(file) for part in argv) and not killed:
@@ -119,6 +128,7 @@ def test_a_check_that_breaks_ends_the_engine_beside_it(
     wish: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The engine would take a minute."""
+    bound = children.bound
     monkeypatch.setattr(
         children, "bound", lambda argv: ["sleep", "60"] if "trainer.gguf_probe" in argv else bound(argv)
     )
@@ -140,11 +150,8 @@ def test_a_check_that_breaks_ends_the_engine_beside_it(
 def test_an_export_that_never_fits_says_so_and_the_next_start_exports(
     wish: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def cramped(argv: list[str]) -> list[str]:
-        return bound(["prlimit", f"--as={ROOM_BYTES}", *argv] if "--outtype" in argv else argv)
-
     with monkeypatch.context() as cut:
-        cut.setattr(children, "bound", cramped)
+        cut.setattr(children, "bound", cramped(children.bound))
         with pytest.raises(UserError, match=r"(?s)Memory ran out at the export, also with .*the training is kept"):
             go(wish, tmp_path)
     assert Store(tmp_path).runs() == []
