@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: its threads would not survive the forks of these tests
 
+from tests import quick_programs
 from tests.faults import kill_fuzz, tiny_model
 
 kill_fuzz.import_libraries()
 
-from trainer import children  # noqa: E402
 from trainer.config import TrainConfig  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _quick_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    folder = tmp_path_factory.mktemp("tools")
-    with kill_fuzz.tool_servers(folder), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(children, "bound", partial(kill_fuzz.through, folder))
+    with quick_programs.in_use(tmp_path_factory.mktemp("tools")):
         yield
 
 

@@ -21,15 +21,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from modelstore import Run, Store
-from tests.faults import fork_server, tiny_model
+from tests import quick_programs
+from tests.faults import tiny_model
 
 # phase -> what the trainer says, or the folder that appears, when it begins
 PHASES = {
@@ -83,10 +82,10 @@ class Fuzz:
             from trainer import children
             from trainer.cli import main
 
-            children.bound = partial(through, self.folder)
+            children.bound = partial(quick_programs.through, self.folder)
             main(["train", "--config", str(self.config), "--store", str(store)])
 
-        return fork_server.fork(work)
+        return quick_programs.fork(work)
 
     def undisturbed(self) -> Run:
         """The run to compare with; how long each phase took is kept."""
@@ -204,29 +203,8 @@ def run(moments: int, limit_s: float, seed: int) -> dict[str, Any]:
     os.environ["OMP_NUM_THREADS"] = "1"
     import_libraries()
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # a killed process loses nothing that it wrote
-    with tempfile.TemporaryDirectory(prefix="kill-fuzz-", dir=memory) as name, tool_servers(Path(name)):
+    with tempfile.TemporaryDirectory(prefix="kill-fuzz-", dir=memory) as name, quick_programs.served(Path(name)):
         return _torment(Fuzz(Path(name), seed), moments, limit_s, seed)
-
-
-@contextmanager
-def tool_servers(folder: Path) -> Iterator[None]:
-    """Two processes that run the pipeline's child programs; see `through`."""
-    servers = [
-        fork_server.serve(folder / "converter.socket", import_converter),
-        fork_server.serve(folder / "tools.socket", lambda: None),
-    ]
-    try:
-        yield
-    finally:
-        for pid in servers:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-
-
-def through(folder: Path, argv: list[str]) -> list[str]:
-    """The command that lets those processes run `argv`; takes the place of trainer.children.bound."""
-    name = "converter" if "convert_hf_to_gguf" in argv[1] else "tools"
-    return fork_server.client(folder / f"{name}.socket", argv)
 
 
 def _torment(fuzz: Fuzz, moments: int, limit_s: float, seed: int) -> dict[str, Any]:
@@ -271,14 +249,6 @@ def import_libraries() -> None:
     import trainer.pipeline  # noqa: F401
 
     gc.freeze()  # a collection in a fork would copy every page
-
-
-def import_converter() -> None:
-    """llama.cpp's converter brings a gguf package of its own."""
-    folder = Path(sys.prefix) / "converter"
-    sys.path[:0] = [str(folder), str(folder / "gguf-py")]
-    import conversion.llama  # noqa: F401
-    import gguf  # noqa: F401
 
 
 def _ended(pid: int) -> bool:

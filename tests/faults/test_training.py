@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from modelstore import Store, UserError
-from tests.faults import fork_server, tiny_model
+from tests import quick_programs
+from tests.faults import tiny_model
 from trainer.checkpoints import checkpoints
 from trainer.config import TrainConfig
 from trainer.divergence import Diverged
@@ -137,7 +138,7 @@ def test_two_trainers_on_one_store(wish: TrainConfig, tmp_path: Path) -> None:
     pids: list[int] = []
 
     def rival(config: TrainConfig) -> Callable[[], None]:
-        return lambda: pids.append(fork_server.fork(lambda: code.append(go(config, tmp_path))))
+        return lambda: pids.append(quick_programs.fork(lambda: code.append(go(config, tmp_path))))
 
     refused: list[UserError] = []
 
@@ -244,7 +245,7 @@ def test_a_signal_leaves_a_checkpoint_and_its_own_exit_code(
 
         main(["train", "--config", str(path), "--store", str(tmp_path / "store")])
 
-    pid = fork_server.fork(work)
+    pid = quick_programs.fork(work)
     deadline = time.monotonic() + 120
     while not list((tmp_path / "store").glob("work/*/training.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.05)

