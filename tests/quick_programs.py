@@ -13,7 +13,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -113,12 +113,15 @@ def through(folder: Path, argv: list[str]) -> list[str]:
     return client(folder / "tools.socket", argv) if argv[1] == "-m" else bound(argv)
 
 
+def taken(folder: Path) -> AbstractContextManager[object]:
+    """The trainer of this process starts its programs so."""
+    return patch.object(children, "bound", partial(through, folder))
+
+
 @contextmanager
 def in_use(folder: Path) -> Iterator[None]:
-    """The trainer of this process starts its programs so. Begin it before torch has computed: threads do not survive
-    a fork.
-    """
-    with served(folder), patch.object(children, "bound", partial(through, folder)):
+    """Both. Begin it before torch has computed: threads do not survive a fork."""
+    with served(folder), taken(folder):
         yield
 
 

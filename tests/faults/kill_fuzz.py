@@ -22,7 +22,6 @@ import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +78,10 @@ class Fuzz:
             stream = os.open(self.log, os.O_WRONLY | os.O_APPEND)
             os.dup2(stream, 1)
             os.dup2(stream, 2)
-            from trainer import children
             from trainer.cli import main
 
-            children.bound = partial(quick_programs.through, self.folder)
-            main(["train", "--config", str(self.config), "--store", str(store)])
+            with quick_programs.taken(self.folder):
+                main(["train", "--config", str(self.config), "--store", str(store)])
 
         return quick_programs.fork(work)
 
