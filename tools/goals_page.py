@@ -197,9 +197,15 @@ def _serving(read: dict[str, Any]) -> list[Row]:
             "2% at every point",
             within == len(points),
             f"{within} of {len(points)} points within it, by medians of three rounds; the others are llama.cpp's, "
-            "whose own windows differ by more than that, and whose first token takes some 20 ms without other streams",
+            "whose own windows differ by more than that, and whose first token takes some 20 ms without other streams"
+            + _of_gateway(read["gateway-gpu-llamacpp-BF16"]),
         ),
     ]
+
+
+def _of_gateway(result: dict[str, Any]) -> str:
+    """Which one was measured, where it is not today's."""
+    return f"; {result['gateway']}" if "gateway" in result else ""
 
 
 def _processor(read: dict[str, Any]) -> list[Row]:
@@ -248,7 +254,7 @@ def _processor(read: dict[str, Any]) -> list[Row]:
             f"{shown} of {len(rows)} with their intervals within 2%",
             "2%",
             shown == len(rows),
-            "the others' intervals are wider; the section below has every point",
+            "the others' intervals are wider; the section below has every point" + _of_gateway(overhead),
         ),
         ("processor: predicted peaks, largest difference", f"{off:.1%}", "15%", off <= 0.15, ""),
     ]

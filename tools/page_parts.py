@@ -23,4 +23,4 @@ def over_seeds(percent: dict[str, float]) -> float:
 
 def beside(result: dict[str, Any]) -> str:
     """What else is to be known of a run."""
-    return f"; {result['beside']}" if "beside" in result else ""
+    return "".join(f"; {result[key]}" for key in ("beside", "gateway") if key in result)
