@@ -30,7 +30,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.demo_seeds import SEEDS, store_of  # noqa: E402
-from tests.gpu.serving import llama_server  # noqa: E402
 
 FULL = "recipe,recipe-bucketed,recipe-waiting,recipe-whole,recipe-unsloth,16bit,16bit-wide-fused"
 CHAT = "plain,recipe-padded,packed,packed-by-rows,16bit-packed"
@@ -155,7 +154,7 @@ class Table:
         self._say(f"{task.name} begins on card {cards}, about {task.seconds} s")
         began, python = time.monotonic(), ROOT / ".venv" / task.env / "bin" / "python"
         with (self._logs / f"{task.name}.log").open("w") as log:
-            environment = {**os.environ, **llama_server(), "CUDA_VISIBLE_DEVICES": cards}
+            environment = {**os.environ, "CUDA_VISIBLE_DEVICES": cards}
             done = subprocess.run(
                 [str(python), *task.argv], cwd=ROOT, env=environment, stdout=log, stderr=log, check=False
             )

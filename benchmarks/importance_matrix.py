@@ -30,9 +30,9 @@ sys.path.insert(0, str(ROOT))
 from clients.questions import Question, read_questions  # noqa: E402
 from clients.scorers import score  # noqa: E402
 from modelstore import Run, Store  # noqa: E402
-from modelstore.machine import cpu_threads  # noqa: E402
+from modelstore.machine import cpu_threads, llamacpp_folder  # noqa: E402
 from trainer.config import TrainConfig  # noqa: E402
-from trainer.gguf_files import convert, llamacpp_folder, quantize, tool_version  # noqa: E402
+from trainer.gguf_files import convert, quantize, tool_version  # noqa: E402
 from trainer.gguf_probe import llama_server, post  # noqa: E402
 from trainer.importance import calibration_text, importance_matrix  # noqa: E402
 from trainer.machine import hardware, package_versions  # noqa: E402

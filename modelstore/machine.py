@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from modelstore.errors import UserError
+
 
 def cpu_threads() -> int:
     """Processors that this process may use at once: the affinity mask, cut by the cgroup quota.
@@ -19,8 +21,19 @@ def cpu_threads() -> int:
         return allowed
 
 
-def compiled_llamacpp() -> Path | None:
-    """The folder of the llama.cpp that was compiled for this machine (tools/llamacpp.py); None where none was."""
+def llamacpp_folder() -> Path | None:
+    """The llama.cpp that TUNESHIP_LLAMACPP names, else the one that was compiled for this machine (tools/llamacpp.py).
+
+    llama-quantize, llama-server and convert_hf_to_gguf.py lie in it. None where there is neither. Raises UserError
+    where the folder that was named lacks a program.
+    """
+    if named := os.environ.get("TUNESHIP_LLAMACPP"):
+        if lacking := [each for each in ("llama-quantize", "llama-server") if not (Path(named) / each).exists()]:
+            raise UserError(
+                f"TUNESHIP_LLAMACPP names {named}, and there is no {lacking[0]} in it. Name the folder of a complete "
+                "llama.cpp, or unset the variable."
+            )
+        return Path(named).resolve()
     folder = Path(__file__).resolve().parents[1] / ".venv" / "llamacpp"
     return folder if (folder / "stamp").exists() else None
 

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from modelstore import Base, Manifest, Run
-from modelstore.machine import compiled_llamacpp
+from modelstore.machine import llamacpp_folder
 from server.engine import EngineOptions, EnginePlan, Probes, ServedModel, Weights, free_port, served_models
 
 # llama.cpp blocks one of its HTTP threads per open stream, also per waiting one; its default is slots + 4
@@ -102,11 +102,14 @@ def llamacpp_environment(api_key: str, environ: Mapping[str, str]) -> dict[str, 
 
 
 def llamacpp_program() -> list[str]:
-    """TUNESHIP_LLAMA_SERVER, else the one compiled here, else one on the PATH, else that of the package xllamacpp."""
-    compiled = compiled_llamacpp()
-    own = str(compiled / "llama-server") if compiled else None
-    named = os.environ.get("TUNESHIP_LLAMA_SERVER") or own or shutil.which("llama-server")
-    return [named] if named else [sys.executable, "-m", "server.xllama"]
+    """TUNESHIP_LLAMA_SERVER, else that of the folder that TUNESHIP_LLAMACPP names, else the one compiled here, else one
+    on the PATH, else that of the package xllamacpp.
+    """
+    if program := os.environ.get("TUNESHIP_LLAMA_SERVER"):
+        return [program]
+    folder = llamacpp_folder()
+    program = str(folder / "llama-server") if folder else shutil.which("llama-server")
+    return [program] if program else [sys.executable, "-m", "server.xllama"]
 
 
 @cache

@@ -106,9 +106,10 @@ def gpu() -> Finding:
 
 def llamacpp() -> Finding:
     """Which llama.cpp serves without containers, and whether a better one could."""
-    compiled = ROOT / ".venv" / "llamacpp" / "llama-server"
+    compiled, named = ROOT / ".venv" / "llamacpp" / "llama-server", os.environ.get("TUNESHIP_LLAMACPP")
     for program, whose in (
         (os.environ.get("TUNESHIP_LLAMA_SERVER"), "TUNESHIP_LLAMA_SERVER"),
+        (f"{named}/llama-server" if named else None, "TUNESHIP_LLAMACPP"),
         (str(compiled) if compiled.exists() else None, "compiled here"),
         (shutil.which("llama-server"), "on the PATH"),
     ):

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from modelstore import UserError
-from modelstore.machine import compiled_llamacpp
+from modelstore.machine import llamacpp_folder
 from trainer.children import run
 from trainer.failures import full_disk, is_full
 from trainer.out_of_memory import child_ran_out
@@ -50,14 +50,6 @@ def refuse_unknown(quantizations: tuple[str, ...]) -> None:
     """Raise UserError for a quantization that llama.cpp does not have."""
     if unknown := [name for name in quantizations if name not in FTYPES]:
         raise UserError(f"export.quantizations has {unknown[0]!r}. llama.cpp has: {', '.join(FTYPES)}.")
-
-
-def llamacpp_folder() -> Path | None:
-    """The llama.cpp build that was named or made: convert_hf_to_gguf.py, llama-quantize and llama-server lie in it."""
-    named = os.environ.get("TUNESHIP_LLAMACPP")
-    if named and not (Path(named) / "llama-quantize").exists():
-        raise UserError(f"TUNESHIP_LLAMACPP names {named}, and there is no llama-quantize in it.")
-    return Path(named).resolve() if named else compiled_llamacpp()
 
 
 def tool_version() -> dict[str, str]:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from modelstore import UserError
-from modelstore.machine import cpu_threads
-from trainer.gguf_files import child_environment, llamacpp_folder, run_tool
+from modelstore.machine import cpu_threads, llamacpp_folder
+from trainer.gguf_files import child_environment, run_tool
 from trainer.machine import compute_device
 from trainer.render import Example
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from modelstore import ArtifactSpec, Base, Check
-from modelstore.machine import cpu_threads
+from modelstore.machine import cpu_threads, llamacpp_folder
 from trainer.agreement import Agreement, compare, compare_listed
 from trainer.children import end_children, run
-from trainer.gguf_files import child_environment, llamacpp_folder
+from trainer.gguf_files import child_environment
 from trainer.gguf_weights import compare_gguf
 from trainer.machine import compute_device, multiplies_bf16
 from trainer.probes import MAX_ANSWER_TOKENS, Measured, Probe, measure

@@ -11,7 +11,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from tests.gpu.phi3 import ROOT
-from tests.gpu.serving import llama_server, program
+from tests.gpu.serving import program
 
 
 def conformance(wish: argparse.Namespace, engine: str) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def conformance(wish: argparse.Namespace, engine: str) -> dict[str, Any]:
     report, log = wish.work / f"conformance-{engine}.xml", wish.work / f"conformance-{engine}.log"
     argv = [program("server")[0], "-m", "pytest", "tests/conformance", f"--junitxml={report}"]
     argv += ["--ignore=tests/conformance/test_description.py"]  # the same on every engine
-    environment = {**os.environ, **llama_server(), "TUNESHIP_TEST_ENGINE": engine}
+    environment = {**os.environ, "TUNESHIP_TEST_ENGINE": engine}
     with log.open("w") as said:
         subprocess.run(argv, cwd=ROOT, env=environment, stdout=said, stderr=said, check=False)
     if not report.exists():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -34,24 +33,15 @@ def program(name: str, *arguments: str) -> list[str]:
     return [str(python) if python.exists() else sys.executable, "-m", name, *arguments]
 
 
-def llama_server() -> dict[str, str]:
-    """The server of the llama.cpp folder that TUNESHIP_LLAMACPP names, for the program `server`."""
-    folder = os.environ.get("TUNESHIP_LLAMACPP")
-    return {"TUNESHIP_LLAMA_SERVER": f"{folder}/llama-server"} if folder else {}
-
-
 @contextmanager
 def served(store: Path, ref: str, log: Path) -> Iterator[str]:
     """The run behind llama.cpp, ready; the server's address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment, url = {**os.environ, **llama_server()}, f"http://127.0.0.1:{port}"
+    url = f"http://127.0.0.1:{port}"
     argv = program("server", "serve", ref, "--store", str(store), "--port", str(port), "--engine", "llamacpp")
-    with (
-        log.open("w") as said,
-        subprocess.Popen(argv, cwd=ROOT, stdout=said, stderr=said, env=environment) as server,
-    ):
+    with log.open("w") as said, subprocess.Popen(argv, cwd=ROOT, stdout=said, stderr=said) as server:
         try:
             subprocess.run(program("server", "wait", "--url", url, "--timeout-s", "120"), cwd=ROOT, check=True)
             yield url

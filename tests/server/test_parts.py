@@ -36,15 +36,25 @@ def test_the_environment_carries_the_key_and_keeps_the_users_choice() -> None:
 
 def test_a_llama_server_of_the_user_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(llamacpp, "compiled_llamacpp", lambda: None)
+    monkeypatch.setattr(llamacpp, "llamacpp_folder", lambda: None)
     assert llamacpp_program() == [sys.executable, "-m", "server.xllama"]
     (tmp_path / "llama-server").write_text("")
     (tmp_path / "llama-server").chmod(0o755)
     assert llamacpp_program() == [str(tmp_path / "llama-server")]
-    monkeypatch.setattr(llamacpp, "compiled_llamacpp", lambda: Path("/compiled"))
+    monkeypatch.setattr(llamacpp, "llamacpp_folder", lambda: Path("/compiled"))
     assert llamacpp_program() == ["/compiled/llama-server"]
     monkeypatch.setenv("TUNESHIP_LLAMA_SERVER", "/opt/llama-server")
     assert llamacpp_program() == ["/opt/llama-server"]
+
+
+def test_the_folder_that_the_trainer_exports_with_serves_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("TUNESHIP_LLAMA_SERVER", raising=False)
+    monkeypatch.setenv("TUNESHIP_LLAMACPP", str(tmp_path))
+    (tmp_path / "llama-quantize").touch()
+    with pytest.raises(UserError, match="there is no llama-server in it"):
+        llamacpp_program()
+    (tmp_path / "llama-server").touch()
+    assert llamacpp_program() == [str(tmp_path / "llama-server")]
 
 
 def test_base_and_tuned_are_two_files_of_one_quantization(store: Store) -> None:

@@ -85,12 +85,15 @@ def test_a_fit_driver_without_the_container_runtime(tmp_path: Path, monkeypatch:
 def test_the_llama_cpp_that_serves_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "ROOT", tmp_path)  # nothing was compiled
     monkeypatch.delenv("TUNESHIP_LLAMA_SERVER", raising=False)
+    monkeypatch.delenv("TUNESHIP_LLAMACPP", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert (checks.llamacpp().status, checks.llamacpp().seen.partition(",")[0]) == ("ok", "the package's")
     stand_in(tmp_path, "nvidia-smi", PROGRAMS["new driver"], monkeypatch)
     assert (checks.llamacpp().status, "make llamacpp" in checks.llamacpp().remedy) == ("warning", True)
     stand_in(tmp_path, "llama-server", "exit 0", monkeypatch)
     assert (checks.llamacpp().status, "on the PATH" in checks.llamacpp().seen) == ("ok", True)
+    monkeypatch.setenv("TUNESHIP_LLAMACPP", str(tmp_path))
+    assert checks.llamacpp().seen == f"{tmp_path}/llama-server, TUNESHIP_LLAMACPP"
     monkeypatch.setenv("TUNESHIP_LLAMA_SERVER", str(tmp_path / "gone"))
     assert (checks.llamacpp().status, str(tmp_path / "gone") in checks.llamacpp().remedy) == ("failure", True)
 

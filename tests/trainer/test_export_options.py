@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from modelstore import Run, Store, UserError
-from trainer import gguf_files
+from modelstore.machine import llamacpp_folder
+from trainer import importance
 from trainer.config import ExportConfig, TrainConfig
 from trainer.gguf_adapter import compare_adapter
 from trainer.importance import CHUNK_TOKENS, LEAST_CHUNKS, MOST_CHUNKS, calibration_text, imatrix_program
@@ -19,7 +20,7 @@ from trainer.progress import Reporter
 from trainer.render import Example
 from trainer.verify_options import _uses_matrix
 
-HAS_IMATRIX = ((gguf_files.llamacpp_folder() or Path("/nowhere")) / "llama-imatrix").exists()
+HAS_IMATRIX = ((llamacpp_folder() or Path("/nowhere")) / "llama-imatrix").exists()
 
 
 def config(base: Path, data: Path, **export: Any) -> TrainConfig:
@@ -115,15 +116,16 @@ def test_quantizations_say_that_the_matrix_made_them_and_the_base_s_do_not(publi
 def test_a_matrix_without_its_program_is_refused_before_training(
     base_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("TUNESHIP_LLAMACPP", raising=False)
-    monkeypatch.setattr(gguf_files, "compiled_llamacpp", lambda: None)
-    wish = config(base_folder, data, importance_matrix=True)
-    with pytest.raises(UserError, match="no package brings it"):
-        train(wish, Store(tmp_path), Reporter(), lambda: False, again=False)
-    (tmp_path / "llama-quantize").touch()
+    for program in ("llama-quantize", "llama-server"):
+        (tmp_path / program).touch()
     monkeypatch.setenv("TUNESHIP_LLAMACPP", str(tmp_path))
     with pytest.raises(UserError, match=f"{tmp_path} lacks it"):
         imatrix_program()
+    monkeypatch.delenv("TUNESHIP_LLAMACPP")
+    monkeypatch.setattr(importance, "llamacpp_folder", lambda: None)
+    wish = config(base_folder, data, importance_matrix=True)
+    with pytest.raises(UserError, match="no package brings it"):
+        train(wish, Store(tmp_path), Reporter(), lambda: False, again=False)
 
 
 def test_full_training_has_no_adapter_to_convert(base_folder: Path, data: Path) -> None:
