@@ -3,7 +3,7 @@
 streams, asked directly and through the gateway.
 
 usage: python benchmarks/serve_engines.py --store FOLDER [--run current] --out RESULT.json [--cases NAME,…]
-       [--streams 1,8,64,256] [--rounds 1]
+       [--streams 1,8,64,256] [--rounds 1] [--slots N] [--seconds FACTOR] [--label TEXT] [--once]
 
 A case is an engine and its weights: llamacpp-BF16, llamacpp-Q8_0, …, vllm-merged, vllm-adapter, vllm-gguf-Q8_0. Base
 and tuned are served side by side, as `server serve` does it, with contexts that just hold a request; tuned is asked.

@@ -157,8 +157,8 @@ def vllm_environment(api_key: str, options: EngineOptions) -> dict[str, str]:
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
-        # the engine's process keeps what the server's has imported, 16 s of the 55 to a start on an H100; where a fork
-        # is not safe vLLM starts it anew all the same: on a CPU, in WSL, with CUDA in use
+        # the engine's process keeps what the server's has imported, 16 to 37 s of a start on H100s; where a fork is not
+        # safe vLLM starts it anew all the same: on a CPU, in WSL, with CUDA in use
         "VLLM_WORKER_MULTIPROC_METHOD": os.environ.get("VLLM_WORKER_MULTIPROC_METHOD", "fork"),
     }
     if options.cache and "VLLM_CACHE_ROOT" not in os.environ:  # compiling takes minutes, and seconds from there

@@ -30,14 +30,14 @@ NAMES = {
 def training(read: dict[str, dict[str, Any]]) -> list[str]:
     """The sections, in order, of the results by their names."""
     return [
-        _phi3(read["plain"], read["phi3"], read["warm"]),
+        _phi3(read["plain"], read["phi3"], read["phi3-h100"], read["warm"]),
         _variants(read["training-full"], read["plain"]["result"]),
         _two(read["training-two"], read["training-full"]),
         _chat(read["training-chat"], read["packed-loss"]),
     ]
 
 
-def _phi3(plain: dict[str, Any], suite: dict[str, Any], warm: dict[str, Any]) -> str:
+def _phi3(plain: dict[str, Any], suite: dict[str, Any], busy: dict[str, Any], warm: dict[str, Any]) -> str:
     ours, article, wanted = suite["result"], suite["article"], suite["goals"]
     rows = [("the recipe", *_speed_and_peak(ours), "-", "-", "-")]
     for name, theirs, key in (
@@ -94,6 +94,10 @@ It costs time and memory.
 Seconds since the command, by what began then:
 
 {table(_stages(suite["stages_s"]), ("what", "at"))}
+
+`{busy["command"]}` on an {busy["hardware"]["gpu"]}, {busy["date"]}{beside(busy)}: the 200 steps took
+{busy["result"]["seconds_of_all_steps"]:.0f} s, {busy["result"]["slowest_step_s"]:.0f} of them the first one, which
+compiles; {busy["result"]["tokens_per_s"]:,.0f} tokens/s; merge, GGUF files and verification {busy["export_and_verify_s"]:.0f} s.
 
 {_warm(warm)}"""
 

@@ -151,22 +151,23 @@ gateway in turn. Windows of the bare engine by themselves differ as the third co
 
 
 def _vllm_starts(result: dict[str, Any]) -> str:
-    lines = [f"| {each['engine_process']} | {each['start_s']} s | {each['beside']} |" for each in result["starts"]]
-    imports = [
-        f"{name} {', '.join(f'{each} s' for each in seen)}"
-        for name, seen in result["import_s"].items()
-        if name != "beside"
+    lines = [
+        f"| {each['engine_process']} | {statistics.median(each['start_s']):.1f} s | {_seconds(each['start_s'])} | "
+        f"{_seconds(each['import_s'])} |"
+        for each in result["starts"]
     ]
     return f"""## vLLM's start with a warm cache
 
-{_source(result)} {result["gpu"]}.
+{_source(result)} {result["gpu"]}. The start that filled the caches took {result["first_start_s"]} s.
 
-| its engine's process | to ready, base and tuned | |
-|---|---|---|
+| its engine's process | to ready, base and tuned, median | each | importing it, by itself |
+|---|---|---|---|
 {chr(10).join(lines)}
-
-Importing it, by itself: {"; ".join(imports)} ({result["import_s"]["beside"]}).
 """
+
+
+def _seconds(seen: list[float]) -> str:
+    return ", ".join(f"{each:.1f} s" for each in seen)
 
 
 def _latency(result: dict[str, Any]) -> str:
