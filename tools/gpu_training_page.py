@@ -97,7 +97,8 @@ Seconds since the command, by what began then:
 
 `{busy["command"]}` on an {busy["hardware"]["gpu"]}, {busy["date"]}{beside(busy)}: the 200 steps took
 {busy["result"]["seconds_of_all_steps"]:.0f} s, {busy["result"]["slowest_step_s"]:.0f} of them the first one, which
-compiles; {busy["result"]["tokens_per_s"]:,.0f} tokens/s; merge, GGUF files and verification {busy["export_and_verify_s"]:.0f} s.
+compiles; {busy["result"]["tokens_per_s"]:,.0f} tokens/s; merge, GGUF files and verification took
+{busy["export_and_verify_s"]:.0f} s.
 
 {_warm(warm)}"""
 
