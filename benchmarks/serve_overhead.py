@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What the gateway costs: the same engine asked directly and through the gateway, in alternating pairs of rounds.
 
-usage: .venv/server/bin/python benchmarks/serve_overhead.py [--store FOLDER] [--seconds 300] [--out FILE]
+usage: .venv/server/bin/python benchmarks/serve_overhead.py [--store FOLDER] [--seconds 300] [--label TEXT] [--out FILE]
 
 Two settings, because client, gateway and engine share one machine here. "shared": the engine has a thread on every
 processor, as `server serve` starts it, so that each moment of the gateway or the client stops it. "apart": the engine
@@ -197,10 +197,11 @@ def main() -> None:
     parser.add_argument("--store", type=Path, help="default: one with the embedded small model as base and as run")
     parser.add_argument("--concurrency", type=int, nargs="+", choices=LEVELS, default=list(LEVELS))
     parser.add_argument("--seconds", type=float, default=300, help="for both settings together, without the starts")
+    parser.add_argument("--label", default="this machine", help="what sets it apart from others, as: AVX-512")
     parser.add_argument("--out", type=Path, default=Path("/dev/stdout"))
     wish = parser.parse_args()
     with a_store(wish.store) as store:
-        document = described("the gateway against the engine behind it", store)
+        document = described("the gateway against the engine behind it", store) | {"label": wish.label}
         for name, is_apart in {"shared": False, "apart": True}.items():
             if not is_apart or cpu_threads() > 1:
                 document[name] = measure(store, is_apart, wish.concurrency, wish.seconds / 2)

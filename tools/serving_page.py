@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ def serving(results: Path) -> list[str]:
     sections = {
         "vllm-starts.json": _vllm_starts,
         "gateway-latency.json": _latency,
-        "serve-overhead.json": _overhead,
         "against-llama-cpp-server.json": _against,
         "soak.json": _soak,
         "start-to-ready.json": _starts,
@@ -31,6 +31,7 @@ def serving(results: Path) -> list[str]:
     return [
         *(_engines(several) for several in served if several),
         *([_rounds(through)] if through else []),
+        _overhead([json.loads(path.read_text()) for path in sorted(results.glob("serve-overhead*.json"))]),
         *(section(json.loads(path.read_text())) for path, section in found if path.exists()),
     ]
 
@@ -202,19 +203,19 @@ def cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def _overhead(result: dict[str, Any]) -> str:
+def _overhead(results: list[dict[str, Any]]) -> str:
     lines = []
-    for name in ("shared", "apart"):
-        for row in result.get(name, {}).get("results", []):
+    for result, name in product(results, ("shared", "apart")):
+        for row in result.get(name, {"results": []})["results"]:
             rate, ttft = row["tokens_per_s_ratio"], row["ttft_ratio"]
             lines.append(
-                f"| {name} | {row['concurrency']} | {row['pairs']} | {row['tokens_per_s']['direct']} | "
-                f"{_ratio(rate)} | {row['ttft_ms']['direct']:.0f} ms | {_ratio(ttft)} | "
+                f"| {name}, {result['label']} | {row['concurrency']} | {row['pairs']} | "
+                f"{row['tokens_per_s']['direct']} | {_ratio(rate)} | {row['ttft_ms']['direct']:.0f} ms | {_ratio(ttft)} | "
                 f"{row['gateway_cpu_s_per_1000']} s | {row['client_cpu_s_per_1000']} s | {verdict(rate, ttft)} |"
             )
     return f"""## The gateway against the engine behind it
 
-{_source(result)}
+{(2 * chr(10)).join(map(_source, results))}
 
 The same engine process, asked directly and through the gateway in alternating rounds; medians over pairs, 95%
 intervals. "shared": the engine has a thread on every processor, beside client and gateway. "apart": it has one less,
