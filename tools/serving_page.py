@@ -210,8 +210,9 @@ def _overhead(results: list[dict[str, Any]]) -> str:
             rate, ttft = row["tokens_per_s_ratio"], row["ttft_ratio"]
             lines.append(
                 f"| {name}, {result['label']} | {row['concurrency']} | {row['pairs']} | "
-                f"{row['tokens_per_s']['direct']} | {_ratio(rate)} | {row['ttft_ms']['direct']:.0f} ms | {_ratio(ttft)} | "
-                f"{row['gateway_cpu_s_per_1000']} s | {row['client_cpu_s_per_1000']} s | {verdict(rate, ttft)} |"
+                f"{row['tokens_per_s']['direct']} | {_ratio(rate)} | {row['ttft_ms']['direct']:.0f} ms | "
+                f"{_ratio(ttft)} | {row['gateway_cpu_s_per_1000']} s | {row['client_cpu_s_per_1000']} s | "
+                f"{verdict(rate, ttft)} |"
             )
     return f"""## The gateway against the engine behind it
 
