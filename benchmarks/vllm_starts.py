@@ -5,7 +5,7 @@ usage: .venv/server/bin/python benchmarks/vllm_starts.py --store FOLDER --out RE
 
 Base and tuned side by side, merged weights, as `server serve` starts them. One start fills the caches and is not
 counted. Then, in each round: the engine's process started anew, forked (the kit's default), and forked with bytecode of
-all that is imported, as the kit's image and most environments have it. Writes the file after each start.
+all that is imported, as the kit's image keeps it and most environments have it. Writes the file after each start.
 """
 
 from __future__ import annotations

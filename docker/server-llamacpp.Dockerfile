@@ -11,6 +11,10 @@ FROM ${PYTHON_IMAGE} AS system
 RUN --mount=type=bind,source=docker/install,target=/install \
     --mount=type=secret,id=apt_sources --mount=type=secret,id=ca_bundle \
     /install/apt libgomp1 openssh-client
+# Python's slim images have no bytecode of the standard library, and nothing is written at run time: every check of health
+# would compile what it imports
+RUN python3 -m compileall -qq -x '/(test|idlelib|lib2to3|site-packages|dist-packages)/' \
+    "$(python3 -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')"
 
 FROM system AS dependencies
 RUN --mount=type=bind,source=docker/install,target=/install \

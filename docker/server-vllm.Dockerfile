@@ -43,9 +43,10 @@ ENV PYTHONPATH=/app \
     TRITON_CACHE_DIR=/app/cache/triton \
     TORCHINDUCTOR_CACHE_DIR=/app/cache/torchinductor \
     VLLM_NO_USAGE_STATS=1 \
-    TUNESHIP_VLLM_PYTHON=python3
+    TUNESHIP_VLLM_PYTHON=/opt/vllm-python
 COPY --link --from=dependencies /opt/venv /opt/venv
 COPY --link --from=source /app /app
+COPY --link --chmod=755 docker/install/vllm-python /opt/vllm-python
 USER ${UID}:${GID}
 EXPOSE 8000
 STOPSIGNAL SIGTERM

@@ -155,8 +155,8 @@ def _time(read: dict[str, Any]) -> list[Row]:
         ),
         (
             "vLLM's second start, base and tuned",
-            f"{start:.0f} s, {compiled:.0f} s with bytecode of what is imported, as in the kit's image; medians of "
-            f"{len(starts['forked'])}",
+            f"{start:.0f} s, {compiled:.0f} s with bytecode of what is imported, as the kit's image keeps it; medians "
+            f"of {len(starts['forked'])}",
             "40 s",
             max(start, compiled) < 40,
             "importing takes most of it; the section below has every start",
@@ -177,10 +177,6 @@ def _whole(read: dict[str, Any]) -> Row:
         minutes < 25,
         why,
     )
-
-
-def _cases(read: dict[str, Any], prefix: str) -> list[dict[str, Any]]:
-    return [case for name, result in sorted(read.items()) if name.startswith(prefix) for case in result["cases"]]
 
 
 def _serving(read: dict[str, Any]) -> list[Row]:

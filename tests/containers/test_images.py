@@ -21,6 +21,14 @@ def test_the_gateway_starts_beside_vllm(images: None, variables: dict[str, str])
         "run", "--rm", "--read-only", "--user", "10001:10001", "tuneship-test/server-vllm:plain", "serve", "--help"
     )
     assert "--engine" in said
+    engines = [
+        "--entrypoint",
+        "/opt/vllm-python",
+        "tuneship-test/server-vllm:plain",
+        "-c",
+        "import sys; print(sys.pycache_prefix)",
+    ]
+    assert docker("run", "--rm", "--read-only", "--user", "10001:10001", *engines).strip() == "/app/cache/bytecode"
 
 
 @pytest.mark.parametrize(

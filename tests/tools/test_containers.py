@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -70,6 +71,15 @@ def test_the_cuda_images_have_one_llama_cpp_from_one_source() -> None:
         assert re.search(rf"[ /]{made} .*/opt/llamacpp/", re.sub(r"\\\n\s*", " ", stage("llamacpp", trainer))), made
     assert "TUNESHIP_LLAMACPP=/opt/llamacpp" in trainer and "converter.txt" not in stage("dependencies-cuda", trainer)
     assert "TUNESHIP_LLAMA_SERVER=/opt/llamacpp/llama-server" in server
+
+
+def test_bytecode_of_vllm_is_kept_in_the_cache(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "imported.py").touch()
+    told = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(tmp_path / "source"), "XDG_CACHE_HOME": str(tmp_path)}
+    argv = [str(ROOT / "docker/install/vllm-python"), "-c", "import imported"]
+    subprocess.run(argv, env={**os.environ, **told}, check=True)
+    assert list((tmp_path / "bytecode").rglob("imported.*.pyc")) and not list((tmp_path / "source").rglob("*.pyc"))
 
 
 def test_the_trainer_verifies_in_the_engine_that_serves() -> None:
