@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Everything that docs/benchmarks.md says of a GPU, with one command, on all cards of this machine at once.
+"""What docs/benchmarks.md says of a GPU, with one command, on all cards of this machine at once; but for the gateway's
+rounds (serve_engines.py), vLLM's starts (vllm_starts.py) and more seeds (demo_seeds.py).
 
 usage: .venv/trainer/bin/python benchmarks/gpu_table.py --phi3-tokenizer FOLDER [--out benchmarks/results]
        [--work FOLDER] [--only NAME,…] [--cards 0,1] [--list]

@@ -106,17 +106,18 @@ def gpu() -> Finding:
 
 def llamacpp() -> Finding:
     """Which llama.cpp serves without containers, and whether a better one could."""
-    compiled, named = ROOT / ".venv" / "llamacpp" / "llama-server", os.environ.get("TUNESHIP_LLAMACPP")
-    for program, whose in (
-        (os.environ.get("TUNESHIP_LLAMA_SERVER"), "TUNESHIP_LLAMA_SERVER"),
-        (f"{named}/llama-server" if named else None, "TUNESHIP_LLAMACPP"),
-        (str(compiled) if compiled.exists() else None, "compiled here"),
-        (shutil.which("llama-server"), "on the PATH"),
+    compiled, folder = ROOT / ".venv" / "llamacpp" / "llama-server", os.environ.get("TUNESHIP_LLAMACPP")
+    correct, remove = "{} does not run: correct the variable, or unset it", "remove {}, or make llamacpp"
+    for program, whose, remedy in (
+        (os.environ.get("TUNESHIP_LLAMA_SERVER"), "TUNESHIP_LLAMA_SERVER", correct),
+        (f"{folder}/llama-server" if folder else None, "TUNESHIP_LLAMACPP", correct),
+        (str(compiled) if compiled.exists() else None, "compiled here", remove),
+        (shutil.which("llama-server"), "on the PATH", remove),
     ):
         if program:
-            said = output([program, "--version"])
-            remedy = "" if said is not None else f"remove {program}, or make llamacpp"
-            return Finding("llama.cpp", FAILURE if remedy else OK, f"{program}, {whose}", remedy)
+            runs = output([program, "--version"]) is not None
+            status, wanted = (OK, "") if runs else (FAILURE, remedy.format(program))
+            return Finding("llama.cpp", status, f"{program}, {whose}", wanted)
     if shutil.which("nvidia-smi"):
         seen = "the package's, which knows no GPU"
         return Finding("llama.cpp", WARNING, seen, "make llamacpp (with the CUDA toolkit), vLLM, or containers")

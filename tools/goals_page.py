@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.page_parts import over_seeds, table
-from tools.serving_page import through_direct, verdict
+from tools.serving_page import settings, through_direct, verdict
 
 Row = tuple[str, str, str, bool, str]  # what, seen, goal, whether it was reached, why not
 ATTENTION, ZEROS = "flash_fprop", "FillFunctor<c10::BFloat16>"
@@ -171,7 +171,7 @@ def _whole(read: dict[str, Any]) -> Row:
     minutes, cards = result["seconds"] / 60, result["cards"]
     why = f"by {minutes - 25:.1f} min; {result.get('beside', 'gpu-table.json has the seconds of each part')}"
     return (
-        "`make bench-gpu`, all of the GPU's tables",
+        "`make bench-gpu`: the GPU's tables but for the gateway's rounds and vLLM's starts",
         f"{minutes:.1f} min on {cards} cards",
         "25 min",
         minutes < 25,
@@ -267,7 +267,7 @@ def _processor(read: dict[str, Any]) -> list[Row]:
 
 def _beside_the_engine(result: dict[str, Any]) -> Row:
     """The gateway on the engine's own processors, in pairs."""
-    rows = [row for name in ("shared", "apart") if name in result for row in result[name]["results"]]
+    rows = [row for _, row in settings(result)]
     verdicts = [verdict(row["tokens_per_s_ratio"], row["ttft_ratio"]) for row in rows]
     rates, ttfts = ([row[name]["median"] for row in rows] for name in ("tokens_per_s_ratio", "ttft_ratio"))
     within, beyond = verdicts.count("yes"), verdicts.count("no")

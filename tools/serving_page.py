@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import statistics
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +26,14 @@ def serving(results: Path) -> list[str]:
     served = [
         [json.loads(path.read_text()) for path in sorted(results.glob(f"serving-{kind}*.json"))] for kind in KINDS
     ]
-    through = [json.loads(path.read_text()) for path in sorted(results.glob("gateway-gpu*.json"))]
+    through, pairs = (
+        [json.loads(path.read_text()) for path in sorted(results.glob(pattern))]
+        for pattern in ("gateway-gpu*.json", "serve-overhead*.json")
+    )
     return [
         *(_engines(several) for several in served if several),
         *([_rounds(through)] if through else []),
-        _overhead([json.loads(path.read_text()) for path in sorted(results.glob("serve-overhead*.json"))]),
+        *([_overhead(pairs)] if pairs else []),
         *(section(json.loads(path.read_text())) for path, section in found if path.exists()),
     ]
 
@@ -205,8 +207,8 @@ def cell(text: str) -> str:
 
 def _overhead(results: list[dict[str, Any]]) -> str:
     lines = []
-    for result, name in product(results, ("shared", "apart")):
-        for row in result.get(name, {"results": []})["results"]:
+    for result in results:
+        for name, row in settings(result):
             rate, ttft = row["tokens_per_s_ratio"], row["ttft_ratio"]
             lines.append(
                 f"| {name}, {result['label']} | {row['concurrency']} | {row['pairs']} | "
@@ -227,6 +229,11 @@ which client and gateway have for themselves. The goal is 2%, reached where both
 |---|---|---|---|---|---|---|---|---|---|
 {chr(10).join(lines)}
 """
+
+
+def settings(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Each point, by whether the processors were shared; one processor alone has nothing apart."""
+    return [(name, row) for name in ("shared", "apart") if name in result for row in result[name]["results"]]
 
 
 def verdict(rate: dict[str, float], ttft: dict[str, float]) -> str:
