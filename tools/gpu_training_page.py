@@ -37,7 +37,7 @@ def training(read: dict[str, dict[str, Any]]) -> list[str]:
     ]
 
 
-def _phi3(plain: dict[str, Any], suite: dict[str, Any], busy: dict[str, Any], warm: dict[str, Any]) -> str:
+def _phi3(plain: dict[str, Any], suite: dict[str, Any], second: dict[str, Any], warm: dict[str, Any]) -> str:
     ours, article, wanted = suite["result"], suite["article"], suite["goals"]
     rows = [("the recipe", *_speed_and_peak(ours), "-", "-", "-")]
     for name, theirs, key in (
@@ -95,10 +95,10 @@ Seconds since the command, by what began then:
 
 {table(_stages(suite["stages_s"]), ("what", "at"))}
 
-`{busy["command"]}` on an {busy["hardware"]["gpu"]}, {busy["date"]}{beside(busy)}: the 200 steps took
-{busy["result"]["seconds_of_all_steps"]:.0f} s, {busy["result"]["slowest_step_s"]:.0f} of them the first one, which
-compiles; {busy["result"]["tokens_per_s"]:,.0f} tokens/s; merge, GGUF files and verification took
-{busy["export_and_verify_s"]:.0f} s.
+`{second["command"]}` on an {second["hardware"]["gpu"]}, {second["date"]}{beside(second)}: the 200 steps took
+{second["result"]["seconds_of_all_steps"]:.0f} s, {second["result"]["slowest_step_s"]:.0f} of them the first one, which
+compiles; {second["result"]["tokens_per_s"]:,.0f} tokens/s; merge, GGUF files and verification took
+{second["export_and_verify_s"]:.0f} s.
 
 {_warm(warm)}"""
 

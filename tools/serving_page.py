@@ -56,7 +56,7 @@ def _engines(results: list[dict[str, Any]]) -> str:
     first, cases = results[0], [_labelled(case, result["label"]) for result in results for case in result["cases"]]
     where, memory = ("GPU", "on the card") if first["gpu"] else ("CPU", "PSS")
     starts = " The second start has the cache of the first." if first["gpu"] else ""
-    card = f"{first['gpu']}. " if first["gpu"] else ""
+    card, but = (f"{first['gpu']}. ", _BUT_ON_A_GPU) if first["gpu"] else ("", _BUT_ON_A_CPU)
     return f"""## Every engine and kind of weights on a {where}
 
 {(2 * chr(10)).join(map(_source, results))}
@@ -64,7 +64,7 @@ def _engines(results: list[dict[str, Any]]) -> str:
 {card}Prompts of {first["prompt_tokens"]} tokens that nobody sent before, answers of
 {first["output_tokens"]}; each stream sends its next request when its answer ends. Base and tuned are served side by
 side, tuned is asked, through the gateway; the ratio is that of its tokens/s to the bare engine's in a window of its
-own. vLLM is started twice.{starts} `serve --for` chooses by this table{"" if first["gpu"] else _WHY_ON_A_CPU}.
+own. vLLM is started twice.{starts} `serve --for` chooses by this table{but}.
 
 | engine and weights | streams | output tokens/s | through/direct | TTFT, median | 99% | between tokens, median | 99% |
 |---|---|---|---|---|---|---|---|
@@ -78,7 +78,8 @@ own. vLLM is started twice.{starts} `serve --for` chooses by this table{"" if fi
 """
 
 
-_WHY_ON_A_CPU = """, but for the rows "compiled here" (`make llamacpp`), which
+_BUT_ON_A_GPU = ", but for rows of another card"
+_BUT_ON_A_CPU = """, but for the rows "compiled here" (`make llamacpp`), which
 not everybody has. Where an answer takes nearly as long as the window of 80 s, figures are coarse.
 
 The default on a CPU is llama.cpp's package with the run's own quantization, usually Q8_0, although rows here are
