@@ -72,7 +72,7 @@ def side_by_side() -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suites", nargs="*", metavar="SUITE")
     parser.add_argument("--jobs", type=int, default=side_by_side(), metavar="N", help="suites at a time")
     wish = parser.parse_args()
