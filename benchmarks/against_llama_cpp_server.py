@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.serving import a_store, described, server, wait_for
 from modelstore import Store
 from modelstore.machine import cpu_threads
-from server.llamacpp import OPENMP_SPINS
+from server.engine import OPENMP_SPINS
 from tests.server.conftest import free_port
 
 OURS = "ours"

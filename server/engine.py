@@ -10,6 +10,10 @@ from typing import Protocol
 
 from modelstore import Artifact, Base, Run
 
+# For engines on processors: libgomp's own value for crowded ones. Its default spins for a millisecond at every barrier,
+# so that two engines on the same processors take turns at doing nothing: docs/serving.md has the measurement.
+OPENMP_SPINS = "1000"
+
 
 @dataclass(frozen=True)
 class EngineOptions:

@@ -14,14 +14,20 @@ from pathlib import Path
 
 from modelstore import Base, Manifest, Run
 from modelstore.machine import llamacpp_folder
-from server.engine import EngineOptions, EnginePlan, Probes, ServedModel, Weights, free_port, served_models
+from server.engine import (
+    OPENMP_SPINS,
+    EngineOptions,
+    EnginePlan,
+    Probes,
+    ServedModel,
+    Weights,
+    free_port,
+    served_models,
+)
 
 # llama.cpp blocks one of its HTTP threads per open stream, also per waiting one; its default is slots + 4
 LEAST_REQUESTS, REQUESTS_PER_SLOT = 144, 4
 SPARE_THREADS = 16  # for proofs and metrics, without which a busy engine would look like one that hangs
-# libgomp's own value for crowded processors. Its default spins for a millisecond at every barrier, so that two engines
-# on the same processors take turns at doing nothing: docs/serving.md has the measurement.
-OPENMP_SPINS = "1000"
 # Left alone, it copies every idle slot's state to main memory whenever a request begins, and on a GPU stops for that.
 IDLE_SLOTS = "LLAMA_ARG_CACHE_IDLE_SLOTS"  # a variable, because older builds refuse an option that they do not know
 START_S, READ_BYTES_PER_S = 60.0, 50e6  # a slow network disk; the limit is for engines that hang

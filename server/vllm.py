@@ -14,7 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from modelstore import Base, Manifest, Run, UserError
-from server.engine import EngineOptions, EnginePlan, Probes, ServedModel, Weights, free_port, served_models
+from server.engine import (
+    OPENMP_SPINS,
+    EngineOptions,
+    EnginePlan,
+    Probes,
+    ServedModel,
+    Weights,
+    free_port,
+    served_models,
+)
 from server.template import is_template
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -171,6 +180,7 @@ def vllm_environment(api_key: str, options: EngineOptions) -> dict[str, str]:
             "VLLM_CPU_KVCACHE_SPACE": str(options.kv_cache_gib),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # two engines bound to the same processors would take turns
             "OMP_NUM_THREADS": str(options.threads),
+            "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", OPENMP_SPINS),
         }
     return environment
 

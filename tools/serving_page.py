@@ -16,6 +16,7 @@ def serving(results: Path) -> list[str]:
     """A section for each result that there is."""
     sections = {
         "vllm-starts.json": _vllm_starts,
+        "vllm-waiting.json": _vllm_waiting,
         "gateway-latency.json": _latency,
         "against-llama-cpp-server.json": _against,
         "soak.json": _soak,
@@ -168,6 +169,28 @@ def _vllm_starts(result: dict[str, Any]) -> str:
 |---|---|---|---|
 {chr(10).join(lines)}
 """
+
+
+def _vllm_waiting(result: dict[str, Any]) -> str:
+    lines = [
+        f"| {each['waiting']} | {_rates(each['one_tokens_per_s'])} | {_rates(each['both_tokens_per_s'])} |"
+        for each in result["ways"]
+    ]
+    return f"""## How vLLM's threads wait on processors
+
+{_source(result)}
+
+Base and tuned in processes of their own, merged weights; one stream for each model that is asked,
+{result["output_tokens"]} tokens out. Output tokens/s of each start; of both models together in the last column.
+
+| waiting | tuned is asked | tuned and base are asked |
+|---|---|---|
+{chr(10).join(lines)}
+"""
+
+
+def _rates(seen: list[float]) -> str:
+    return ", ".join(f"{each:.1f}" for each in seen)
 
 
 def _seconds(seen: list[float]) -> str:

@@ -91,6 +91,13 @@ def test_golden_argv_of_vllm_on_a_cpu() -> None:
     assert (settings["VLLM_CPU_KVCACHE_SPACE"], settings["OMP_NUM_THREADS"]) == ("1", "3")
 
 
+def test_vllms_threads_spin_briefly_on_a_cpu_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    assert vllm_environment("k", OPTIONS)["GOMP_SPINCOUNT"] == "1000"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "300000")
+    assert vllm_environment("k", OPTIONS)["GOMP_SPINCOUNT"] == "300000"
+
+
 def test_golden_argv_of_vllm_on_a_gpu_with_tools(tmp_path: Path) -> None:
     template = tmp_path / "chat_template.jinja"
     template.write_text("{% if tools %}<tool_call>{% endif %}")
@@ -101,7 +108,7 @@ def test_golden_argv_of_vllm_on_a_gpu_with_tools(tmp_path: Path) -> None:
         "--max-num-seqs 64 --generation-config vllm --shutdown-timeout 10 --disable-uvicorn-access-log "
         f"--gpu-memory-utilization 0.30 --chat-template {template} --enable-auto-tool-choice --tool-call-parser hermes"
     )
-    assert "OMP_NUM_THREADS" not in vllm_environment("k", options)
+    assert not {"OMP_NUM_THREADS", "GOMP_SPINCOUNT"} & vllm_environment("k", options).keys()
 
 
 def test_processes_that_share_a_gpu_are_told_the_size_of_their_caches(tmp_path: Path) -> None:
