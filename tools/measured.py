@@ -37,7 +37,7 @@ def table() -> str:
     found: dict[str, dict[str, Any]] = {}
     for path in sorted(RESULTS.glob("serving-*.json")):
         result = json.loads(path.read_text())
-        if result["label"]:  # not what everybody has
+        if result["label"]:  # an engine that not everybody has, or another card
             continue
         machine = result["gpu"] or f"{result['machine']['processors']} processors"
         place = found.setdefault("gpu" if result["gpu"] else "cpu", {"machine": machine, "model": result["model"]})

@@ -157,8 +157,8 @@ gateway in turn. Windows of the bare engine by themselves differ as the third co
 
 def _vllm_starts(result: dict[str, Any]) -> str:
     lines = [
-        f"| {each['engine_process']} | {statistics.median(each['start_s']):.1f} s | {_seconds(each['start_s'])} | "
-        f"{_seconds(each['import_s'])} |"
+        f"| {each['engine_process']} | {statistics.median(each['start_s']):.1f} s | {_each(each['start_s'], ' s')} | "
+        f"{_each(each['import_s'], ' s')} |"
         for each in result["starts"]
     ]
     return f"""## vLLM's start with a warm cache
@@ -173,7 +173,7 @@ def _vllm_starts(result: dict[str, Any]) -> str:
 
 def _vllm_waiting(result: dict[str, Any]) -> str:
     lines = [
-        f"| {each['waiting']} | {_rates(each['one_tokens_per_s'])} | {_rates(each['both_tokens_per_s'])} |"
+        f"| {each['waiting']} | {_each(each['one_tokens_per_s'])} | {_each(each['both_tokens_per_s'])} |"
         for each in result["ways"]
     ]
     return f"""## How vLLM's threads wait on processors
@@ -189,12 +189,8 @@ Base and tuned in processes of their own, merged weights; one stream for each mo
 """
 
 
-def _rates(seen: list[float]) -> str:
-    return ", ".join(f"{each:.1f}" for each in seen)
-
-
-def _seconds(seen: list[float]) -> str:
-    return ", ".join(f"{each:.1f} s" for each in seen)
+def _each(seen: list[float], unit: str = "") -> str:
+    return ", ".join(f"{each:.1f}{unit}" for each in seen)
 
 
 def _latency(result: dict[str, Any]) -> str:
