@@ -38,9 +38,9 @@ def _bars(axes: Axes, speeds: dict[str, float], unit: str) -> None:
 
 def training(axes: Axes) -> None:
     """Full-length rows on a GPU."""
-    plain = _read("gpu-plain")
+    plain = _read("gpu-plain-h200")  # the card of the plans below
     speeds = {"plain stack": plain["result"]["tokens_per_s"], "plain, 16-bit": plain["bf16"]["tokens_per_s"]}
-    speeds["the recipe, in the suite"] = _read("gpu-phi3")["result"]["tokens_per_s"]
+    speeds["the recipe, in the suite"] = _read("gpu-phi3-h200")["result"]["tokens_per_s"]
     names = {"recipe": "the recipe, 15 steps", "16bit": "16-bit, nothing recomputed"}
     found = {each["variant"]: each["tokens_per_s"] for each in _read("gpu-training-full")["results"]}
     _bars(

@@ -44,16 +44,16 @@ def _training(read: dict[str, Any]) -> list[Row]:
     shown = [f"{mean:.1f}% over {len(each)} trainings" for mean, each in zip(means, seeds, strict=True)]
     interval = f"{points['low_points']:+.1f} to {points['high_points']:+.1f}"
     steps_s, export_s = ours["seconds_of_all_steps"], phi3["export_and_verify_s"]
-    second = read["gpu-phi3-h100"]
-    second_s = second["result"]["seconds_of_all_steps"]
+    second = read["gpu-phi3-h200"]
+    second_s, second_speedup = second["result"]["seconds_of_all_steps"], second["against_plain"]["speedup"]
     own = speeds["recipe"] / speeds["recipe-unsloth"]
     return [
         (
             "GPU: the recipe against the plain stack, tokens/s",
-            f"{against['speedup']:.2f} times",
+            f"{against['speedup']:.2f} times on an {_card(phi3)}, {second_speedup:.2f} on an {_card(second)}",
             f"{wanted['speedup']} times",
-            against["speedup"] >= wanted["speedup"],
-            f"by {1 - against['speedup'] / wanted['speedup']:.0%}; a step of the plain stack took "
+            min(against["speedup"], second_speedup) >= wanted["speedup"],
+            f"by {1 - min(against['speedup'], second_speedup) / wanted['speedup']:.0%}; a step of the plain stack took "
             f"{theirs['fastest_step_s']:.2f} to {theirs['slowest_step_s']:.2f} s",
         ),
         (
@@ -68,7 +68,7 @@ def _training(read: dict[str, Any]) -> list[Row]:
             f"{losses:.4f}",
             str(wanted["loss_difference"]),
             losses <= wanted["loss_difference"],
-            phi3.get("beside", "the section below has both curves"),
+            "the section below has both curves",
         ),
         (
             "200 steps of the recipe",

@@ -30,8 +30,8 @@ NAMES = {
 def training(read: dict[str, dict[str, Any]]) -> list[str]:
     """The sections, in order, of the results by their names."""
     return [
-        _phi3(read["plain"], read["phi3"], read["phi3-h100"], read["warm"]),
-        _variants(read["training-full"], read["plain"]["result"]),
+        _phi3(read["plain"], read["phi3"], read["phi3-h200"], read["warm"]),
+        _variants(read["training-full"], read["plain-h200"]["result"]),
         _two(read["training-two"], read["training-full"]),
         _chat(read["training-chat"], read["packed-loss"]),
     ]
@@ -79,8 +79,8 @@ def _phi3(plain: dict[str, Any], suite: dict[str, Any], second: dict[str, Any], 
 rows that fill 2048 tokens, and the same rows through transformers, bitsandbytes, peft and trl, where adapters began
 with the same values and learning rates were the same{beside(plain)}. Speeds are medians without the first five steps:
 the kit's over the {ours["steps"] - 5} steps of a sustained training, the plain stack's over \
-{plain["result"]["timed_steps"]} of a short one. On the host's other cards other suites ran; the base model's GGUF
-files were made beside the training. "Times as fast" and the next column are the kit's against that line's.
+{plain["result"]["timed_steps"]} of a short one. The base model's GGUF files were made beside the training.
+"Times as fast" and the next column are the kit's against that line's.
 
 {table(rows, head)}
 
@@ -95,9 +95,11 @@ Seconds since the command, by what began then:
 
 {table(_stages(suite["stages_s"]), ("what", "at"))}
 
-`{second["command"]}` on an {second["hardware"]["gpu"]}, {second["date"]}{beside(second)}: the 200 steps took
-{second["result"]["seconds_of_all_steps"]:.0f} s, {second["result"]["slowest_step_s"]:.0f} of them the first one, which
-compiles; {second["result"]["tokens_per_s"]:,.0f} tokens/s; merge, GGUF files and verification took
+`{second["command"]}` on an {second["hardware"]["gpu"]}, {second["date"]}{beside(second)}:
+{second["result"]["tokens_per_s"]:,.0f} tokens/s,
+{second["against_plain"]["speedup"]:.2f} and {second["against_plain_bf16"]["speedup"]:.2f} times the plain stacks at
+{second["against_plain"]["memory_share"]:.3f} and {second["against_plain_bf16"]["memory_share"]:.3f} of their memory.
+The 200 steps took {second["result"]["seconds_of_all_steps"]:.0f} s; merge, GGUF files and verification
 {second["export_and_verify_s"]:.0f} s.
 
 {_warm(warm)}"""
@@ -111,7 +113,8 @@ def _warm(warm: dict[str, Any]) -> str:
     """The second training in a store."""
     rest, limit = warm["all_but_the_steps_s"], warm["goal_s"]
     reached = goal(f"{limit} s", rest < limit)
-    return f"""`{warm["command"]}`: {warm["steps"]} steps more in the same store, where the base is known,
+    return f"""`{warm["command"]}`, {warm["hardware"]["gpu"]}:
+{warm["steps"]} steps more in that run's store, where the base is known,
 compiled code is in the cache, and the base model's GGUF files lie ready. From the command to a served token
 {rest:.0f} s without the steps (goal: {reached}), {warm["server_start_s"]:.0f} s of it
 until llama.cpp was ready:
@@ -153,7 +156,7 @@ def _variants(result: dict[str, Any], plain: dict[str, Any]) -> str:
     return f"""## Plans on full-length rows
 
 `{result["command"]}`, {result["date"]}, {result["hardware"]["gpu"]}{beside(result)}. 15 steps each, the first five
-not counted; the plain stack is that of the section above.
+not counted; the plain stack is this card's of the section above.
 
 {table(rows, ("plan", "tokens/s", "times the plain stack", "peak memory", "losses from the recipe's, at most", "goal"))}
 

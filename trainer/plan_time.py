@@ -20,8 +20,8 @@ FOUR_BIT_PASSES = 2  # a pass over 4-bit weights unpacks them first
 OFFLOAD_COST = 1.02  # checkpoints that are moved to host memory and back
 # operations per second in training, from measured tokens/s of the recipe with Phi-3-mini's architecture
 MEASURED_RATE = {
-    ("H100", "unsloth"): 443e12,
-    ("H100", "transformers"): 182e12,
+    ("H100", "unsloth"): 439e12,
+    ("H100", "transformers"): 179e12,
     ("H200", "unsloth"): 472e12,
     ("H200", "transformers"): 206e12,
 }

@@ -14,7 +14,8 @@ llamacpp   the conformance suite of the endpoint (tests/conformance) on llama.cp
 vllm       the same suite on vLLM's CUDA build, which TUNESHIP_VLLM_PYTHON names where it is not in .venv/vllm
 
 One stage after the other. With several GPUs, two of these commands with other stages and CUDA_VISIBLE_DEVICES can run
-side by side. TUNESHIP_LLAMACPP names a llama.cpp folder built for the GPU. Prints one closing line with counts.
+side by side. TUNESHIP_LLAMACPP names a llama.cpp folder built for the GPU. WORK takes 65 GB: the model of phi3 and what
+its run needs at its end. Prints one closing line with counts.
 """
 
 from __future__ import annotations
