@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""What the gateway adds to a request, in milliseconds: an engine that answers at once, asked directly and through the
-gateway in turn, by one client that connects anew for each request as the benchmarks of the engines do.
+"""What the gateway adds to a request, in milliseconds: an engine that answers after 10 ms, asked directly and through
+the gateway in turn, by one client that connects anew for each request as the benchmarks of the engines do.
 
 usage: .venv/server/bin/python benchmarks/gateway_latency.py [--requests 1000] [--out FILE]
 
@@ -39,7 +39,7 @@ WORDS = 500
 def with_stub(store: Path) -> ServePlan:
     """What `server serve` would run, with the stub in place of its engines."""
     plan = plan_serving(Store(store), "current", Wish(LlamaCpp(), EngineOptions()))
-    argv = [sys.executable, str(ROOT / "benchmarks" / "stub_engine.py"), "--ttft-ms", "0", "--itl-ms", "5"]
+    argv = [sys.executable, str(ROOT / "benchmarks" / "stub_engine.py"), "--ttft-ms", "10", "--itl-ms", "5"]
     engines = [
         replace(each, argv=[*argv, "--port", str(each.port)], probes=replace(each.probes, template_path=""))
         for each in plan.engines

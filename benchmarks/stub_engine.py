@@ -45,7 +45,6 @@ class Stub:
             writer.close()
 
     async def _stream(self, writer: asyncio.StreamWriter, wish: dict[str, object], began: float) -> None:
-        writer.write(HEAD)
         tokens, last = int(str(wish.get("max_tokens") or wish["max_completion_tokens"])), began
         for number in range(tokens):
             due = began + self.ttft_s + number * self.itl_s
@@ -53,6 +52,8 @@ class Stub:
             now = time.perf_counter()
             (self.gaps_s if number else self.ttfts_s).append(now - last)
             last = now
+            if not number:
+                writer.write(HEAD)  # with the first token, as llama.cpp has it
             self._event(writer, {"choices": [{"index": 0, "delta": {"content": self.text}, "finish_reason": None}]})
             if self.itl_s == 0:
                 await writer.drain()

@@ -6,7 +6,6 @@ llama-server answers 200 to unknown models, reads any body, cuts its streams at 
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import sys
 import time
@@ -15,7 +14,7 @@ import uuid
 from contextlib import ExitStack
 from typing import Any
 
-from aiohttp import HttpVersion11, web
+from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from server.door import Door
@@ -24,18 +23,15 @@ from server.errors import TOO_LONG, ApiError, from_engine
 from server.keys import KeyRing
 from server.metrics import EngineState, RequestCounts, labelled
 from server.openapi import description
-from server.plan import UNREAD_S
 from server.release import Release, Releases
+from server.stream import CLIENT_GONE, EVENTS, EventStream
 from server.supervise import Engine
 from server.upstream import BrokenOff, NoAnswer, Reply
 from server.validation import TOKEN_LIMIT_FIELDS, Limits, check_request, parse_body, written
 
 BODY_TIMEOUT_S = 30.0
 METRICS_TIMEOUT_S = 3.0  # below the patience of a scraper: one engine that hangs must not hide the others
-CLIENT_GONE = 499  # nginx's code; only the log and the counters see it
 MAX_ERROR_BYTES = 1 << 16
-MOST_UNREAD, FEW_UNREAD = 1 << 16, 1 << 14  # bytes that a client has not taken: the engine waits, and goes on
-LOOK_S = 0.05  # between two looks at a client that reads slowly
 REQUEST_ID = re.compile(r"^[\w.:-]{1,64}$", re.ASCII)
 PASSED = ("/v1/chat/completions", "/v1/completions")
 OPEN = ("/health", "/ready", "/metrics", "/openapi.json")
@@ -171,7 +167,9 @@ class Gateway:
         for is_last in (False, True):
             try:
                 async with engine.upstream.asked(request.path, data) as reply:
-                    return await _relay(request, reply, engine)
+                    stream = EventStream(request, reply, engine) if wish.get("stream") else None
+                    await reply.begins()
+                    return await _relay(reply, engine, stream)
             except (NoAnswer, BrokenOff) as error:
                 # llama.cpp closes a connection that says nothing for 5 s, which happens when thousands of clients
                 # keep this process busy between connecting and sending, or in the moment when a request comes for one
@@ -191,66 +189,22 @@ def _engine_for(name: object, release: Release) -> tuple[ServedModel, Engine]:
 
 async def _body(request: web.Request) -> bytes:
     try:
-        return await asyncio.wait_for(request.read(), BODY_TIMEOUT_S)
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            return await request.read()
     except TimeoutError:
         raise ApiError(408, f"The body did not arrive within {BODY_TIMEOUT_S:g} s.") from None
 
 
-async def _relay(request: web.Request, reply: Reply, engine: Engine) -> web.StreamResponse:
+async def _relay(reply: Reply, engine: Engine, stream: EventStream | None) -> web.StreamResponse:
     """The engine's answer; a stream as its bytes come."""
     if reply.status != 200:
         raise from_engine(reply.status, await reply.read(MAX_ERROR_BYTES))
-    if reply.content_type != "text/event-stream":
-        body = await reply.read()
-        engine.last_output_at = time.monotonic()
-        return web.Response(body=body, content_type=reply.content_type)
-    headers = {"x-request-id": request["id"], "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    response = web.StreamResponse(headers=headers)
-    response.content_type = reply.content_type
-    try:
-        await response.prepare(request)
-        await _streamed(request, response, reply, engine)
-    except ConnectionError:
-        raise ApiError(CLIENT_GONE, "The client went away.") from None
-    return response
-
-
-async def _streamed(request: web.Request, response: web.StreamResponse, reply: Reply, engine: Engine) -> None:
-    """Every piece goes to the client's connection as the engine's brings it; a client that reads slowly halts both."""
-    client, frame = request.transport, _chunk if request.version >= HttpVersion11 else bytes
-    if client is None:
-        raise ApiError(CLIENT_GONE, "The client went away.")
-
-    def pass_on(piece: bytes) -> None:
-        engine.last_output_at = time.monotonic()
-        if client.is_closing():
-            return
-        client.write(frame(piece))
-        if client.get_write_buffer_size() > MOST_UNREAD:
-            reply.pause()
-
-    reply.pour(pass_on)
-    try:
-        while not await reply.halted():
-            async with asyncio.timeout(UNREAD_S):
-                while client.get_write_buffer_size() > FEW_UNREAD:
-                    await asyncio.sleep(LOOK_S)
-            reply.resume()
-    except TimeoutError:
-        client.abort()
-        raise ApiError(CLIENT_GONE, "The client does not read.") from None
-    except BrokenOff:
-        if client.is_closing():
-            raise ApiError(CLIENT_GONE, "The client went away.") from None
-        # never end silently: the text so far would look complete
-        fault = ApiError(502, "The engine broke off.").document()
-        await response.write(f"data: {json.dumps(fault)}\n\n".encode())
-    await response.write_eof()
-
-
-def _chunk(piece: bytes) -> bytes:
-    """In HTTP's chunked coding, which aiohttp chose for this answer."""
-    return b"%x\r\n%b\r\n" % (len(piece), piece)
+    if stream and reply.content_type == EVENTS:
+        await stream.passed_on()
+        return stream
+    body = await reply.read()
+    engine.last_output_at = time.monotonic()
+    return web.Response(body=body, content_type=reply.content_type)
 
 
 def _refused(refusal: ApiError) -> web.Response:

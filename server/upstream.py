@@ -1,4 +1,4 @@
-"""Requests to an engine, each on a connection of its own. What comes of an answer is passed on in the turn of the event
+"""Requests to an engine, each on a connection of its own. What comes of a stream is handed on in the turn of the event
 loop that brought it.
 
 aiohttp's client wakes a task for every piece of a stream: with it a token took twice the gateway's processor time.
@@ -36,13 +36,18 @@ class BrokenOff(Exception):
 
 
 class Reply(asyncio.Protocol):
-    """An engine's answer as it comes; what has come is kept until `read` or `pour` asks for it."""
+    """An engine's answer as it comes, of which `begun` is told; what has come is kept until `read` asks for it, but for
+    a stream that was expected.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, begun: Callable[[], None]) -> None:
         self.status = 0
         self.content_type = ""
         self._parser = httptools.HttpResponseParser(self)
+        self._begun = begun
         self._answers = asyncio.Event()  # the head is there, or never comes
+        self._expected = ""
+        self._sink: Callable[[bytes], None] = self._hold
         self._pieces: list[bytes] = []
         self._keep: Callable[[bytes], None] = self._hold
         self._is_whole, self._is_lost = False, False
@@ -64,10 +69,17 @@ class Reply(asyncio.Protocol):
         if self._transport:
             self._transport.abort()
 
-    async def begins(self) -> bool:
-        """Whether `status` and `content_type` came; False where the connection was closed before."""
+    def expect(self, content_type: str, sink: Callable[[bytes], None]) -> None:
+        """Hand every piece of the body to `sink` if the status is 200 and the type this one. To be said before the next
+        turn of the event loop.
+        """
+        self._expected, self._sink = content_type, sink
+
+    async def begins(self) -> None:
+        """Until `status` and `content_type` are there. Raises NoAnswer."""
         await self._answers.wait()
-        return bool(self.status)
+        if not self.status:
+            raise NoAnswer("it closed the connection")
 
     async def read(self, most: int | None = None) -> bytes:
         """The body, or what came of one that is longer than `most` bytes. Raises BrokenOff."""
@@ -84,14 +96,6 @@ class Reply(asyncio.Protocol):
         self.resume()
         await self.halted()
         return b"".join(self._pieces)
-
-    def pour(self, sink: Callable[[bytes], None]) -> None:
-        """Hand every piece of the body to `sink`, from the beginning."""
-        self._keep, held = sink, self._pieces
-        self._pieces = []
-        self.resume()
-        for piece in held:
-            sink(piece)
 
     def pause(self) -> None:
         """Read nothing more until `resume`. What was read already is still handed on."""
@@ -143,7 +147,10 @@ class Reply(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         self.status = self._parser.get_status_code()
+        if self.status == 200 and self.content_type == self._expected:
+            self._keep = self._sink
         self._answers.set()
+        self._begun()
 
     def on_body(self, piece: bytes) -> None:
         self._keep(piece)
@@ -165,7 +172,7 @@ class Upstream:
 
     @contextlib.asynccontextmanager
     async def asked(self, path: str, body: bytes) -> AsyncIterator[Reply]:
-        """The answer to a JSON document, from its head on; leaving ends the connection, and with it the engine's work.
+        """The answer to a JSON document that was sent; leaving ends the connection, and with it the engine's work.
 
         Raises NoAnswer.
         """
@@ -175,13 +182,13 @@ class Upstream:
         reply = spare if spare and spare.is_open else await self._connected()
         try:
             reply.ask(request)
-            if not await reply.begins():
-                raise NoAnswer("it closed the connection")
-            asyncio.get_running_loop().call_later(LATER_S, self._prepare)
             yield reply
         finally:
             reply.end()
             self._prepare()
+
+    def _begun(self) -> None:
+        asyncio.get_running_loop().call_later(LATER_S, self._prepare)
 
     def _prepare(self) -> None:
         if not (self._spare and self._spare.is_open) and (self._opening is None or self._opening.done()):
@@ -192,7 +199,9 @@ class Upstream:
             self._spare = await self._connected()
 
     async def _connected(self) -> Reply:
-        connecting = asyncio.get_running_loop().create_connection(Reply, "127.0.0.1", self._plan.port)
+        connecting = asyncio.get_running_loop().create_connection(
+            lambda: Reply(self._begun), "127.0.0.1", self._plan.port
+        )
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 return (await connecting)[1]

@@ -203,8 +203,8 @@ def _latency(result: dict[str, Any]) -> str:
 
 {_source(result)}
 
-An engine whose first token comes at once, asked directly and through the gateway in turn, one connection a request;
-medians.
+An engine whose first token comes after 10 ms, asked directly and through the gateway in turn, one connection a
+request; medians.
 
 | gateway | TTFT, direct | through | added | gateway's CPU for a request |
 |---|---|---|---|---|

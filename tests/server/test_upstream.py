@@ -13,7 +13,7 @@ import pytest
 import uvloop
 from aiohttp import ClientError, ClientSession, web
 
-from server import gateway
+from server import gateway, stream
 from server.engine import EnginePlan, Probes
 from server.errors import ApiError
 from server.upstream import BrokenOff, NoAnswer, Upstream
@@ -72,15 +72,15 @@ def test_a_stream_waits_for_who_takes_it_and_loses_nothing() -> None:
     async def told(engine: Upstream) -> None:
         got: list[bytes] = []
         async with engine.asked("/v1/completions", b"{}") as reply:
-            assert (reply.status, reply.content_type) == (200, "text/event-stream")
-            await asyncio.sleep(0.1)  # pieces come before anyone asks for them
 
             def take(piece: bytes) -> None:
                 got.append(piece)
                 if len(got) % 5000 == 0:
                     reply.pause()
 
-            reply.pour(take)
+            reply.expect(stream.EVENTS, take)
+            await reply.begins()
+            assert (reply.status, reply.content_type) == (200, stream.EVENTS)
             halts = 0
             while not await reply.halted():
                 halts += 1
@@ -100,8 +100,8 @@ def test_an_engine_that_says_nothing_may_be_asked_again() -> None:
 
     async def told(engine: Upstream) -> None:
         with pytest.raises(NoAnswer, match="closed"):
-            async with engine.asked("/v1/completions", b"{}"):
-                pass
+            async with engine.asked("/v1/completions", b"{}") as reply:
+                await reply.begins()
         with pytest.raises(NoAnswer, match="reached"):
             async with Upstream(plan(free_port())).asked("/v1/completions", b"{}"):
                 pass
@@ -121,7 +121,7 @@ def test_an_answer_that_breaks_off_is_told_with_what_came(rest: bytes) -> None:
         asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # "no HTTP" is logged
         got: list[bytes] = []
         async with engine.asked("/v1/completions", b"{}") as reply:
-            reply.pour(got.append)
+            reply.expect(stream.EVENTS, got.append)
             with pytest.raises(BrokenOff):
                 await reply.halted()
         assert b"".join(got).startswith(PIECE)
@@ -146,6 +146,7 @@ def test_no_more_of_a_body_is_kept_than_was_asked_for() -> None:
 
     async def told(engine: Upstream) -> None:
         async with engine.asked("/v1/completions", b"{}") as reply:
+            await reply.begins()
             assert reply.status == 500
             body = await reply.read(100_000)
         assert 100_000 < len(body) < 1_000_000
@@ -159,7 +160,7 @@ def test_a_client_that_reads_slowly_loses_nothing_and_one_that_stops_is_dropped(
     reads_on: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine_at_work = SimpleNamespace(last_output_at=0.0)
-    monkeypatch.setattr(gateway, "UNREAD_S", 20.0 if reads_on else 0.3)
+    monkeypatch.setattr(stream, "UNREAD_S", 20.0 if reads_on else 0.3)
 
     async def told(engine: Upstream) -> None:
         refused: list[int] = []
@@ -168,7 +169,9 @@ def test_a_client_that_reads_slowly_loses_nothing_and_one_that_stops_is_dropped(
             request["id"] = "1"
             async with engine.asked("/v1/completions", b"{}") as reply:
                 try:
-                    return await gateway._relay(request, reply, cast(Any, engine_at_work))
+                    events = stream.EventStream(request, reply, cast(Any, engine_at_work))
+                    await reply.begins()
+                    return await gateway._relay(reply, cast(Any, engine_at_work), events)
                 except ApiError as refusal:
                     refused.append(refusal.status)
                     raise web.HTTPServiceUnavailable from None
@@ -190,7 +193,7 @@ def test_a_client_that_reads_slowly_loses_nothing_and_one_that_stops_is_dropped(
                         await got.read()
         finally:
             await runner.cleanup()
-        assert refused == ([] if reads_on else [gateway.CLIENT_GONE])
+        assert refused == ([] if reads_on else [stream.CLIENT_GONE])
         assert engine_at_work.last_output_at
 
     with_engine(flood, told)
@@ -264,6 +267,7 @@ def test_a_connection_that_is_closed_when_it_is_used_is_no_answer_and_the_next_o
 
         async def told() -> bytes:
             async with engine.asked("/v1/completions", b"{}") as reply:
+                await reply.begins()
                 return await reply.read()
 
         async with asyncio.timeout(20), server:
@@ -274,3 +278,51 @@ def test_a_connection_that_is_closed_when_it_is_used_is_no_answer_and_the_next_o
             assert await told() == PIECE
 
     uvloop.run(both())
+
+
+@pytest.mark.parametrize("asks_for_a_stream", [True, False])
+def test_only_a_good_answer_of_the_expected_type_is_a_stream(asks_for_a_stream: bool) -> None:
+    kinds = {b"200": b"application/json", b"500": b"text/event-stream"}
+    answers = iter(kinds.items())
+
+    async def other(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        status, kind = next(answers)
+        writer.write(HEAD.replace(b"200", status).replace(b"Text/Event-Stream", kind) + chunk(PIECE) + b"0\r\n\r\n")
+
+    async def told(engine: Upstream) -> None:
+        for _ in kinds:
+            poured: list[bytes] = []
+            async with engine.asked("/v1/completions", b"{}") as reply:
+                if asks_for_a_stream:
+                    reply.expect(stream.EVENTS, poured.append)
+                await reply.begins()
+                assert await reply.read() == PIECE
+            assert not poured
+
+    with_engine(other, told)
+
+
+def test_a_stream_has_the_requests_id_and_leaves_the_connection_open(served: Served) -> None:
+    body = b'{"model": "tuned", "prompt": "Hello", "max_tokens": 4, "stream": true}'
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: here\r\nX-Request-Id: mine\r\nContent-Length: %d\r\n\r\n" % len(
+        body
+    )
+    with socket.create_connection(("127.0.0.1", served.port), 20) as client:
+        for _ in range(2):
+            client.sendall(head + body)
+            answer = b""
+            while not answer.endswith(b"0\r\n\r\n"):
+                piece = client.recv(65536)
+                assert piece, answer
+                answer += piece
+            head_of_answer, _, events = answer.partition(b"\r\n\r\n")
+            lines = head_of_answer.lower().split(b"\r\n")
+            assert lines[0] == b"http/1.1 200 ok"
+            assert {b"x-request-id: mine", b"transfer-encoding: chunked", b"cache-control: no-store"} <= set(lines)
+            assert not any(line.startswith(b"connection:") for line in lines)
+            assert b"data: {" in events and b"data: [DONE]" in events
+        client.sendall(head.replace(b"Host: here", b"Host: here\r\nConnection: close") + body)
+        answer = b""
+        while piece := client.recv(65536):
+            answer += piece
+        assert b"\r\nConnection: close\r\n" in answer and answer.endswith(b"0\r\n\r\n")
