@@ -14,8 +14,7 @@ llamacpp   the conformance suite of the endpoint (tests/conformance) on llama.cp
 vllm       the same suite on vLLM's CUDA build, which TUNESHIP_VLLM_PYTHON names where it is not in .venv/vllm
 
 One stage after the other. With several GPUs, two of these commands with other stages and CUDA_VISIBLE_DEVICES can run
-side by side. TUNESHIP_LLAMACPP names a llama.cpp folder built for the GPU. WORK takes 65 GB: the model of phi3 and what
-its run needs at its end. Prints one closing line with counts.
+side by side. TUNESHIP_LLAMACPP names a llama.cpp folder built for the GPU. Prints one closing line with counts.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ import argparse
 import datetime
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -38,6 +38,8 @@ from tests.gpu.plans import dpo, fast, warm
 from tests.gpu.smollm2 import smollm2
 
 Result = dict[str, Any]
+OF_PHI3 = {"plain", "phi3", "warm", "fast"}
+PHI3_GB = 65  # its model, and what the trainer asks for before a run of its length with three kinds of GGUF files
 STAGES: dict[str, Callable[[argparse.Namespace], Result]] = {
     "plain": plain,
     "phi3": phi3,
@@ -82,10 +84,18 @@ def main() -> int:
     parser.add_argument("--phi3-steps", type=int, default=200)
     parser.add_argument("--layers", type=int, default=32)
     wish = parser.parse_args()
+    names = wish.stages.split(",")
+    if not set(names) <= set(STAGES):
+        parser.error(f"--stages: of {', '.join(STAGES)}")
+    if OF_PHI3 & set(names) and not wish.phi3_tokenizer and not (wish.work / "phi3").exists():
+        parser.error("--phi3-tokenizer is needed (make test-gpu PHI3_TOKENIZER=FOLDER)")
     os.environ["UNSLOTH_DISABLE_STATISTICS"] = os.environ["HF_HUB_OFFLINE"] = "1"
     wish.out.mkdir(parents=True, exist_ok=True)
     wish.work.mkdir(parents=True, exist_ok=True)
-    results = [run_stage(name, wish) for name in wish.stages.split(",")]
+    free_gb = shutil.disk_usage(wish.work).free / 1e9
+    if "phi3" in names and free_gb < PHI3_GB * wish.layers / 32:
+        parser.error(f"the stage phi3 takes {PHI3_GB} GB and {wish.work} has {free_gb:.0f}: --work names another disk")
+    results = [run_stage(name, wish) for name in names]
     checks = {check: passed for result in results for check, passed in result["checks"].items()}
     for check, passed in checks.items():
         print(f"{'ok' if passed else 'FAILED':6} {check}")
