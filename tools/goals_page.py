@@ -46,14 +46,14 @@ def _training(read: dict[str, Any]) -> list[Row]:
     steps_s, export_s = ours["seconds_of_all_steps"], phi3["export_and_verify_s"]
     second = read["gpu-phi3-h200"]
     second_s, second_speedup = second["result"]["seconds_of_all_steps"], second["against_plain"]["speedup"]
-    own = speeds["recipe"] / speeds["recipe-unsloth"]
+    own, slowest = speeds["recipe"] / speeds["recipe-unsloth"], min(against["speedup"], second_speedup)
     return [
         (
             "GPU: the recipe against the plain stack, tokens/s",
             f"{against['speedup']:.2f} times on an {_card(phi3)}, {second_speedup:.2f} on an {_card(second)}",
             f"{wanted['speedup']} times",
-            min(against["speedup"], second_speedup) >= wanted["speedup"],
-            f"by {1 - min(against['speedup'], second_speedup) / wanted['speedup']:.0%}; a step of the plain stack took "
+            slowest >= wanted["speedup"],
+            f"by {1 - slowest / wanted['speedup']:.0%}; a step of the plain stack took "
             f"{theirs['fastest_step_s']:.2f} to {theirs['slowest_step_s']:.2f} s",
         ),
         (
