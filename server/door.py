@@ -44,7 +44,7 @@ class Door:
         self._at_work: set[asyncio.BaseProtocol] = set()
 
     @contextlib.contextmanager
-    def at_work(self, request: web.Request) -> Iterator[None]:
+    def at_work(self, request: web.BaseRequest) -> Iterator[None]:
         """Around the answer to a request that has arrived as a whole: its connection keeps its place."""
         protocol = request.protocol
         self._at_work.add(protocol)
@@ -78,7 +78,7 @@ class _Full(asyncio.Protocol):
 class GuardedSite(web.SockSite):
     """aiohttp's site, behind a door."""
 
-    def __init__(self, runner: web.AppRunner, listener: socket.socket, door: Door) -> None:
+    def __init__(self, runner: web.ServerRunner, listener: socket.socket, door: Door) -> None:
         super().__init__(runner, listener, backlog=BACKLOG)
         self.__door = door
 

@@ -49,14 +49,9 @@ async def serve(
         # twice, because a change of the run has the engines of both
         door = Door(connection_limit(2 * sum(entry.most_requests for entry in plan.engines)))
         gateway = Gateway(releases, keys, door)
-        runner = web.AppRunner(
-            gateway.application(),
-            handler_cancellation=True,
-            access_log=None,
-            logger=quiet_logger(),
-            shutdown_timeout=drain_s,
-            keepalive_timeout=KEEPALIVE_S,
-        )
+        options = {"access_log": None, "logger": quiet_logger(), "keepalive_timeout": KEEPALIVE_S}
+        options |= {"handler_cancellation": True, "tcp_keepalive": False}  # the listener's connections have that
+        runner = web.ServerRunner(gateway.server(**options), shutdown_timeout=drain_s)
         await runner.setup()
         site = GuardedSite(runner, listener, door)
         await site.start()

@@ -26,7 +26,7 @@ class EventStream(web.StreamResponse):
     gateway adds to this token's time (docs/benchmarks.md#what-the-gateway-adds-to-a-request).
     """
 
-    def __init__(self, request: web.Request, reply: Reply, engine: Engine) -> None:
+    def __init__(self, request: web.BaseRequest, reply: Reply, engine: Engine) -> None:
         super().__init__()
         if request.transport is None:
             raise _gone()

@@ -16,7 +16,7 @@ import httptools
 from server.engine import EnginePlan
 
 CONNECT_TIMEOUT_S = 5.0
-LATER_S = 0.002  # the first token is on its way to the client by then
+LATER_S = 0.002  # the engine has read the request by then, and computes
 MOST_HELD = 16  # pieces that nobody has asked for yet
 _HEAD = (
     "POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAuthorization: Bearer {key}\r\n"
@@ -36,15 +36,14 @@ class BrokenOff(Exception):
 
 
 class Reply(asyncio.Protocol):
-    """An engine's answer as it comes, of which `begun` is told; what has come is kept until `read` asks for it, but for
-    a stream that was expected.
+    """An engine's answer as it comes; what has come is kept until `read` asks for it, but for a stream that was
+    expected.
     """
 
-    def __init__(self, begun: Callable[[], None]) -> None:
+    def __init__(self) -> None:
         self.status = 0
         self.content_type = ""
         self._parser = httptools.HttpResponseParser(self)
-        self._begun = begun
         self._answers = asyncio.Event()  # the head is there, or never comes
         self._expected = ""
         self._sink: Callable[[bytes], None] = self._hold
@@ -150,7 +149,6 @@ class Reply(asyncio.Protocol):
         if self.status == 200 and self.content_type == self._expected:
             self._keep = self._sink
         self._answers.set()
-        self._begun()
 
     def on_body(self, piece: bytes) -> None:
         self._keep(piece)
@@ -161,8 +159,8 @@ class Reply(asyncio.Protocol):
 
 
 class Upstream:
-    """The way to one engine. While it answers, a connection for the next request is opened, so that no first token
-    waits for that; llama.cpp closes one that says nothing for 5 s.
+    """The way to one engine. While it computes, a connection for the next request is opened, so that no first token
+    waits for that, and once more when it has answered: llama.cpp closes one that says nothing for 5 s.
     """
 
     def __init__(self, plan: EnginePlan) -> None:
@@ -182,13 +180,11 @@ class Upstream:
         reply = spare if spare and spare.is_open else await self._connected()
         try:
             reply.ask(request)
+            asyncio.get_running_loop().call_later(LATER_S, self._prepare)
             yield reply
         finally:
             reply.end()
             self._prepare()
-
-    def _begun(self) -> None:
-        asyncio.get_running_loop().call_later(LATER_S, self._prepare)
 
     def _prepare(self) -> None:
         if not (self._spare and self._spare.is_open) and (self._opening is None or self._opening.done()):
@@ -199,9 +195,7 @@ class Upstream:
             self._spare = await self._connected()
 
     async def _connected(self) -> Reply:
-        connecting = asyncio.get_running_loop().create_connection(
-            lambda: Reply(self._begun), "127.0.0.1", self._plan.port
-        )
+        connecting = asyncio.get_running_loop().create_connection(Reply, "127.0.0.1", self._plan.port)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 return (await connecting)[1]

@@ -139,8 +139,18 @@ def test_a_large_body_is_refused_before_an_engine_sees_it(served: Served) -> Non
 def test_what_is_not_served_is_refused_cleanly(client: openai.OpenAI, served: Served) -> None:
     with pytest.raises(openai.NotFoundError):
         client.embeddings.create(model="tuned", input="Hi")
-    status, document, _ = post(f"{served.url}/v1/models", b"{}")
+    status, document, headers = post(f"{served.url}/v1/models", b"{}")
     assert (status, set(document["error"])) == (405, {"message", "type", "param", "code"})
+    assert headers["Allow"] == "GET,HEAD"
+    status, document, _ = post(f"{served.url}/v1/models/", b"{}")
+    assert (status, set(document["error"])) == (404, {"message", "type", "param", "code"})
+
+
+def test_a_head_comes_without_a_body(served: Served) -> None:
+    request = urllib.request.Request(f"{served.url}/v1/models", method="HEAD")
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        assert (answer.status, answer.read()) == (200, b"")
+        assert int(answer.headers["Content-Length"]) > 0
 
 
 def test_request_ids_come_back_and_hostile_ones_do_not(served: Served) -> None:

@@ -234,6 +234,17 @@ def test_what_is_no_http_is_refused(attacked: Served, raw: bytes) -> None:
         assert status_of(client) in (0, 400)
 
 
+def test_a_body_is_called_for_once_its_head_is_accepted(attacked: Served) -> None:
+    body = json.dumps(QUESTION).encode()
+    with connected(attacked, http(b"", "Expect: 100-continue", length=len(body))) as client:
+        assert status_of(client) == 100
+        client.sendall(body)
+        assert status_of(client) == 200
+    for headers, key, status in ((["Expect: more"], KEY, 417), (["Expect: 100-continue"], WRONG, 401)):
+        with connected(attacked, http(b"", *headers, key=key, length=len(body))) as client:
+            assert status_of(client) == status
+
+
 def test_garbage_behind_a_good_request(attacked: Served) -> None:
     good = http(json.dumps(QUESTION).encode())
     with unharmed(attacked), connected(attacked) as client:
