@@ -188,7 +188,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--work", type=Path, default=Path("/tmp/tuneship-gpu"))
     parser.add_argument("--only", help="names of tasks; default: all")
-    parser.add_argument("--cards", help="default: all that nvidia-smi shows")
+    parser.add_argument("--cards", help="default: CUDA_VISIBLE_DEVICES, or all that nvidia-smi shows")
     parser.add_argument("--list", action="store_true", help="say what there is to do and end")
     wish = parser.parse_args()
     if not wish.phi3_tokenizer and not wish.list:
@@ -204,7 +204,7 @@ def main() -> int:
         for task in wanted:
             print(f"{task.name:26} {task.seconds:4} s  {' '.join(task.argv)}")
         return 0
-    cards = wish.cards.split(",") if wish.cards else [str(number) for number in range(_cards())]
+    cards = wish.cards.split(",") if wish.cards else visible_cards()
     if not cards:
         print("error: nvidia-smi shows no card", file=sys.stderr)
         return 2
@@ -217,12 +217,15 @@ def main() -> int:
     return code
 
 
-def _cards() -> int:
+def visible_cards() -> list[str]:
+    """The GPUs that this program may use."""
+    if chosen := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return chosen.split(",")
     try:
         said = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.SubprocessError):
-        return 0
-    return sum(line.startswith("GPU ") for line in said.splitlines())
+        return []
+    return [str(number) for number in range(sum(line.startswith("GPU ") for line in said.splitlines()))]
 
 
 if __name__ == "__main__":

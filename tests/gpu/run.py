@@ -13,8 +13,8 @@ dpo        the demo's preferences through Unsloth
 llamacpp   the conformance suite of the endpoint (tests/conformance) on llama.cpp with all layers on the GPU
 vllm       the same suite on vLLM's CUDA build, which TUNESHIP_VLLM_PYTHON names where it is not in .venv/vllm
 
-One stage after the other. With several GPUs, two of these commands with other stages and CUDA_VISIBLE_DEVICES can run
-side by side. TUNESHIP_LLAMACPP names a llama.cpp folder built for the GPU. Prints one closing line with counts.
+Each GPU takes the next stage, with its share of the processors; CUDA_VISIBLE_DEVICES says which GPUs. What a stage says
+is in WORK/logs. TUNESHIP_LLAMACPP names a llama.cpp folder built for the GPU. Prints one closing line with counts.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu_table import Table, tasks, visible_cards
 from tests.gpu.conformance import conformance
 from tests.gpu.phi3 import phi3, plain
 from tests.gpu.plans import dpo, fast, warm
@@ -52,6 +54,26 @@ STAGES: dict[str, Callable[[argparse.Namespace], Result]] = {
 }
 
 
+def on_all_cards(names: list[str], cards: list[str], wish: argparse.Namespace) -> list[Result]:
+    """A process for each stage, which writes its result; one that could not is a failed check."""
+    layers = ["--layers", str(wish.layers)]
+    more = {name: [*layers, "--phi3-steps", str(wish.phi3_steps)] for name in names}
+    if OF_PHI3 & set(names) and not has_model(wish):
+        more["model"] = layers
+    for name in names:
+        result_file(name, wish).unlink(missing_ok=True)  # of an earlier run
+    (wish.work / "logs").mkdir(exist_ok=True)
+    everything = tasks(tokenizer(wish), wish.out.resolve(), wish.work.resolve())
+    wanted = [replace(each, argv=[*each.argv, *more[each.name]]) for each in everything if each.name in more]
+    Table(wanted, cards, wish.work).run()
+    missing: Result = {"error": f"it wrote no result; {wish.work / 'logs'} has what it said"}
+    found = {name: result_file(name, wish) for name in names}
+    return [
+        json.loads(path.read_text()) if path.exists() else {"checks": {f"{name} runs": False}, **missing}
+        for name, path in found.items()
+    ]
+
+
 def run_stage(name: str, wish: argparse.Namespace) -> Result:
     """One stage; what goes wrong is a failed check with its reason, so that the other stages still run."""
     started = time.monotonic()
@@ -60,8 +82,23 @@ def run_stage(name: str, wish: argparse.Namespace) -> Result:
     except Exception as error:  # every stage reports
         found = {"checks": {f"{name} runs": False}, "error": f"{type(error).__name__}: {error}"[-3000:]}
     found |= {"stage": name, "seconds": round(time.monotonic() - started, 1), **about()}
-    (wish.out / f"gpu-{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+    result_file(name, wish).write_text(json.dumps(found, indent=1) + "\n")
     return found
+
+
+def result_file(name: str, wish: argparse.Namespace) -> Path:
+    """Of a stage."""
+    return Path(wish.out) / f"gpu-{name}.json"
+
+
+def has_model(wish: argparse.Namespace) -> bool:
+    """Whether the model of the stages of Phi-3 is there."""
+    return (wish.work / "phi3" / "config.json").exists()
+
+
+def tokenizer(wish: argparse.Namespace) -> Path:
+    """A folder with Phi-3's, absolute."""
+    return Path(wish.phi3_tokenizer or wish.work / "phi3").resolve()
 
 
 def about() -> Result:
@@ -87,7 +124,7 @@ def main() -> int:
     names = wish.stages.split(",")
     if not set(names) <= set(STAGES):
         parser.error(f"--stages: of {', '.join(STAGES)}")
-    if OF_PHI3 & set(names) and not wish.phi3_tokenizer and not (wish.work / "phi3").exists():
+    if OF_PHI3 & set(names) and not wish.phi3_tokenizer and not has_model(wish):
         parser.error("--phi3-tokenizer is needed (make test-gpu PHI3_TOKENIZER=FOLDER)")
     os.environ["UNSLOTH_DISABLE_STATISTICS"] = os.environ["HF_HUB_OFFLINE"] = "1"
     wish.out.mkdir(parents=True, exist_ok=True)
@@ -95,10 +132,15 @@ def main() -> int:
     free_gb = shutil.disk_usage(wish.work).free / 1e9
     if "phi3" in names and free_gb < PHI3_GB * wish.layers / 32:
         parser.error(f"the stage phi3 takes {PHI3_GB} GB and {wish.work} has {free_gb:.0f}: --work names another disk")
-    results = [run_stage(name, wish) for name in names]
+    if not (cards := visible_cards()):
+        parser.error("nvidia-smi shows no GPU")
+    results = [run_stage(names[0], wish)] if len(names) == 1 else on_all_cards(names, cards, wish)
     checks = {check: passed for result in results for check, passed in result["checks"].items()}
     for check, passed in checks.items():
         print(f"{'ok' if passed else 'FAILED':6} {check}")
+    for result in results:
+        if reason := result.get("error"):
+            print(reason)
     failed = sum(not passed for passed in checks.values())
     print(f"\n{len(checks) - failed} passed, {failed} failed")
     return 1 if failed or not checks else 0
