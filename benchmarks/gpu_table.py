@@ -176,7 +176,7 @@ class Table:
 
     def _say(self, what: str) -> None:
         left = sum(task.seconds for task in self._tasks if self._states[task.name] in ("waiting", "running"))
-        print(f"[{self._seconds():5.0f} s] {what}; {left / 60:.0f} card minutes to go", flush=True)
+        print(f"[{self._seconds():5.0f} s] {what}; {left / 60:.0f} card minutes to go\n", end="", flush=True)
 
     def _seconds(self) -> float:
         return time.monotonic() - self._began

@@ -3,7 +3,7 @@
 streams, asked directly and through the gateway.
 
 usage: python benchmarks/serve_engines.py --store FOLDER [--run current] --out RESULT.json [--cases NAME,…]
-       [--streams 1,8,64,256] [--rounds 1] [--slots N] [--seconds FACTOR] [--label TEXT] [--once]
+       [--streams 1,8,64,256] [--rounds 1] [--slots N] [--seconds FACTOR] [--pause S] [--label TEXT] [--once]
 
 A case is an engine and its weights: llamacpp-BF16, llamacpp-Q8_0, …, vllm-merged, vllm-adapter, vllm-gguf-Q8_0. Base
 and tuned are served side by side, as `server serve` does it, with contexts that just hold a request; tuned is asked.
@@ -140,7 +140,8 @@ def measure(case: str, wish: argparse.Namespace) -> dict[str, Any]:
             row["memory_mib"] = round(sum(map(memory_mb, family(running.pid))))
         for number in range(wish.rounds):
             for streams in wish.streams:
-                load = Load(streams, words, OUTPUT_TOKENS, *(seconds * wish.seconds for seconds in windows[streams]))
+                ramp_s, window_s = (seconds * wish.seconds for seconds in windows[streams])
+                load = Load(streams, words, OUTPUT_TOKENS, ramp_s, window_s, wish.pause)
                 paths = {"direct": running.direct, "gateway": running.gateway}
                 for path in sorted(paths, reverse=bool(number % 2)):
                     try:
@@ -179,6 +180,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, help="default: what the server chooses")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=1.0, help="factor for the lengths of all windows")
+    parser.add_argument("--pause", type=float, default=0.0, help="most seconds between an answer and the next request")
     parser.add_argument("--label", default="", help="what sets this engine apart from the kit's own, as: compiled here")
     parser.add_argument("--once", dest="twice", action="store_false", help="start vLLM once only")
     parser.add_argument("--out", type=Path, required=True)

@@ -30,13 +30,18 @@ class Target:
 
 @dataclass(frozen=True)
 class Load:
-    """`streams` closed loops; what happens in the `window_s` seconds after the first `ramp_s` counts."""
+    """`streams` closed loops; what happens in the `window_s` seconds after the first `ramp_s` counts. Each waits up to
+    `pause_s` before it asks again: an engine computes all streams in steps, and who asks within a millisecond of an
+    answer meets the next step, while who comes a moment later waits for one more, tens of milliseconds with many
+    streams. Without a pause the time of the first token shows which of the two happened.
+    """
 
     streams: int
     words: int
     output_tokens: int
     ramp_s: float
     window_s: float
+    pause_s: float = 0.0
 
 
 @dataclass
@@ -86,6 +91,8 @@ async def _loops(target: Target, load: Load, streams: int, seed: str, end: float
         async def loop() -> None:
             while time.monotonic() < end:
                 await ask(session, target, load.words, load.output_tokens, rng, seen)
+                if load.pause_s:
+                    await asyncio.sleep(rng.uniform(0, load.pause_s))
 
         running = [asyncio.create_task(loop()) for _ in range(streams)]
         done, waiting = await asyncio.wait(running, timeout=max(0.0, end - time.monotonic()))

@@ -64,8 +64,8 @@ class Gateway:
         return found | {path: {"POST": self._pass_on} for path in PASSED}
 
     def server(self, **options: Any) -> web.Server:
-        """aiohttp's server below its applications, which resolve a path and call a middleware for 0.13 ms of a first
-        token's time on a slow processor. `options` are of its connections.
+        """aiohttp's server below its applications, whose routing and middleware cost a first token some 0.1 ms
+        (docs/benchmarks.md#what-the-gateway-adds-to-a-request). `options` are of its connections.
         """
         return web.Server(self._outermost, request_factory=self._request, **options)
 

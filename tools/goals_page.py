@@ -205,7 +205,7 @@ def _through(result: dict[str, Any]) -> Row:
     return (
         f"GPU: {case['case']} through the gateway against the bare engine, {', '.join(map(str, points))} streams",
         f"tokens/s {min(rate):.2f} to {max(rate):.2f} times, TTFT {min(ttft):.2f} to {max(ttft):.2f} times; medians "
-        f"of {len(rates[0])} rounds",
+        f"of {min(map(len, rates))} rounds or more",
         "2% at every point",
         within == len(points),
         f"{within} of {len(points)} points within it; the bare engine's own windows are up to {apart:.0%} apart; the "

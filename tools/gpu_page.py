@@ -19,6 +19,7 @@ def gpu(results: Path) -> list[str]:
         _smollm2(read["smollm2"], {path.stem[11:]: json.loads(path.read_text()) for path in seeds}),
         _dpo(read["dpo"]),
         _conformance(read["llamacpp"], read["vllm"]),
+        _suite(read["suite"]),
     ]
 
 
@@ -95,6 +96,26 @@ openai client, on engines that have all layers on the GPU.
 {table(rows, ("engine", "GPU", "date", "passed", "failed", "time"))}
 
 {" ".join(said) or "Nothing failed."}
+"""
+
+
+def _suite(whole: dict[str, Any]) -> str:
+    """All stages by one command."""
+    rows, missed = [], []
+    for name, stage in whole["stages"].items():
+        rows.append(
+            (name, f"{stage.get('seconds', 0):.0f} s", f"{sum(stage['checks'].values())} of {len(stage['checks'])}")
+        )
+        missed += [check for check, passed in stage["checks"].items() if not passed]
+    phi3 = whole["stages"]["phi3"]
+    times, card, minutes = phi3["against_plain"]["speedup"], whole["hardware"]["gpu"], whole["seconds"] / 60
+    return f"""## The GPU suite as a whole
+
+`{whole["command"]}`, {whole["date"]}, {whole["cards"]} of {card}: {minutes:.1f} minutes{beside(whole)}. The recipe did {phi3["tokens_per_s"]["result"]:,.0f} tokens/s, {times} times the plain stack.
+
+{table(rows, ("stage", "time", "checks passed"))}
+
+{"Failed: " + ", ".join(missed) + "." if missed else "Nothing failed."}
 """
 
 

@@ -130,7 +130,7 @@ def through_direct(case: dict[str, Any], streams: int, name: str) -> list[float]
 def _rounds(results: list[dict[str, Any]]) -> str:
     """The gateway on a GPU, in rounds."""
     lines = []
-    for case in (case for result in results for case in result["cases"]):
+    for gpu, case in ((each["gpu"], case) for each in results for case in each["cases"]):
         for streams in dict.fromkeys(load["streams"] for load in case["loads"]):
             rate, ttft = (
                 [f"{each:.3f}" for each in through_direct(case, streams, name)]
@@ -139,7 +139,7 @@ def _rounds(results: list[dict[str, Any]]) -> str:
             loads = [load for load in case["loads"] if load["streams"] == streams]
             bare = [load["output_tokens_per_s"] for load in loads if load["path"] == "direct"]
             lines.append(
-                f"| {case['case']} | {streams} | {min(bare):,.0f} to {max(bare):,.0f} | {', '.join(rate)} | "
+                f"| {case['case']} | {gpu} | {streams} | {min(bare):,.0f} to {max(bare):,.0f} | {', '.join(rate)} | "
                 f"{_median(loads, 'direct', 'ttft_ms_p50'):.1f} ms | {', '.join(ttft)} |"
             )
     return f"""## The gateway on a GPU, in rounds
@@ -149,8 +149,8 @@ def _rounds(results: list[dict[str, Any]]) -> str:
 The table above has one window for each point. Here each point was measured in rounds, the order of bare engine and
 gateway in turn. Windows of the bare engine by themselves differ as the third column says.
 
-| engine and weights | streams | tokens/s, direct | through/direct in each round | TTFT, direct | through/direct |
-|---|---|---|---|---|---|
+| engine and weights | GPU | streams | tokens/s, direct | through/direct in each round | TTFT, direct | through/direct |
+|---|---|---|---|---|---|---|
 {chr(10).join(lines)}
 """
 

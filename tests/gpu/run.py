@@ -13,8 +13,9 @@ dpo        the demo's preferences through Unsloth
 llamacpp   the conformance suite of the endpoint (tests/conformance) on llama.cpp with all layers on the GPU
 vllm       the same suite on vLLM's CUDA build, which TUNESHIP_VLLM_PYTHON names where it is not in .venv/vllm
 
-Each GPU takes the next stage, with its share of the processors; CUDA_VISIBLE_DEVICES says which GPUs. What a stage says
-is in WORK/logs. TUNESHIP_LLAMACPP names a llama.cpp folder built for the GPU. Prints one closing line with counts.
+Speeds and times have goals that were set for an H100 and are checked on one. Each GPU takes the next stage, with its
+share of the processors; CUDA_VISIBLE_DEVICES says which GPUs. What a stage says is in WORK/logs. TUNESHIP_LLAMACPP
+names a llama.cpp folder built for the GPU. Prints one closing line with counts.
 """
 
 from __future__ import annotations
@@ -42,6 +43,10 @@ from tests.gpu.smollm2 import smollm2
 Result = dict[str, Any]
 OF_PHI3 = {"plain", "phi3", "warm", "fast"}
 PHI3_GB = 65  # its model, and what the trainer asks for before a run of its length with three kinds of GGUF files
+STEPS, LAYERS = 200, 32
+# of a stage's result, in that of the whole suite
+SUMMED_UP = ["seconds", "date", "checks", "error", "counts", "percent", "against_cpu", "resumed", "against_recipe"]
+SUMMED_UP += ["against_plain", "against_plain_bf16", "export_and_verify_s", "all_but_the_steps_s"]
 STAGES: dict[str, Callable[[argparse.Namespace], Result]] = {
     "plain": plain,
     "phi3": phi3,
@@ -55,9 +60,12 @@ STAGES: dict[str, Callable[[argparse.Namespace], Result]] = {
 
 
 def on_all_cards(names: list[str], cards: list[str], wish: argparse.Namespace) -> list[Result]:
-    """A process for each stage, which writes its result; one that could not is a failed check."""
-    layers = ["--layers", str(wish.layers)]
-    more = {name: [*layers, "--phi3-steps", str(wish.phi3_steps)] for name in names}
+    """A process for each stage, which writes its result; one that could not is a failed check. The whole suite has a
+    result of its own.
+    """
+    layers = ["--layers", str(wish.layers)] if wish.layers != LAYERS else []
+    steps = ["--phi3-steps", str(wish.phi3_steps)] if wish.phi3_steps != STEPS else []
+    more = {name: [*layers, *steps] for name in names}
     if OF_PHI3 & set(names) and not has_model(wish):
         more["model"] = layers
     for name in names:
@@ -65,13 +73,26 @@ def on_all_cards(names: list[str], cards: list[str], wish: argparse.Namespace) -
     (wish.work / "logs").mkdir(exist_ok=True)
     everything = tasks(tokenizer(wish), wish.out.resolve(), wish.work.resolve())
     wanted = [replace(each, argv=[*each.argv, *more[each.name]]) for each in everything if each.name in more]
+    began = time.monotonic()
     Table(wanted, cards, wish.work).run()
     missing: Result = {"error": f"it wrote no result; {wish.work / 'logs'} has what it said"}
-    found = {name: result_file(name, wish) for name in names}
-    return [
-        json.loads(path.read_text()) if path.exists() else {"checks": {f"{name} runs": False}, **missing}
-        for name, path in found.items()
-    ]
+    found = {
+        name: json.loads(path.read_text()) if path.exists() else {"checks": {f"{name} runs": False}, **missing}
+        for name in names
+        for path in [result_file(name, wish)]
+    }
+    if set(names) == set(STAGES):
+        whole = {"seconds": round(time.monotonic() - began, 1), "cards": len(cards), **about()}
+        whole["stages"] = {name: summed_up(result) for name, result in found.items()}
+        result_file("suite", wish).write_text(json.dumps(whole, indent=1) + "\n")
+    return list(found.values())
+
+
+def summed_up(result: Result) -> Result:
+    """A stage's checks and main figures; of training, tokens/s."""
+    speeds = {key: result[key]["tokens_per_s"] for key in ("result", "bf16") if "tokens_per_s" in result.get(key, {})}
+    found = {key: result[key] for key in SUMMED_UP if result.get(key) is not None}
+    return found | ({"tokens_per_s": speeds} if speeds else {})
 
 
 def run_stage(name: str, wish: argparse.Namespace) -> Result:
@@ -87,7 +108,7 @@ def run_stage(name: str, wish: argparse.Namespace) -> Result:
 
 
 def result_file(name: str, wish: argparse.Namespace) -> Path:
-    """Of a stage."""
+    """Of a stage, or of all."""
     return Path(wish.out) / f"gpu-{name}.json"
 
 
@@ -118,8 +139,8 @@ def main() -> int:
     parser.add_argument("--phi3-tokenizer", type=Path, help="a folder with Phi-3's tokenizer files")
     parser.add_argument("--stages", default=",".join(STAGES))
     parser.add_argument("--work", type=Path, default=Path("/tmp/tuneship-gpu"))
-    parser.add_argument("--phi3-steps", type=int, default=200)
-    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--phi3-steps", type=int, default=STEPS)
+    parser.add_argument("--layers", type=int, default=LAYERS)
     wish = parser.parse_args()
     names = wish.stages.split(",")
     if not set(names) <= set(STAGES):
@@ -130,7 +151,7 @@ def main() -> int:
     wish.out.mkdir(parents=True, exist_ok=True)
     wish.work.mkdir(parents=True, exist_ok=True)
     free_gb = shutil.disk_usage(wish.work).free / 1e9
-    if "phi3" in names and free_gb < PHI3_GB * wish.layers / 32:
+    if "phi3" in names and free_gb < PHI3_GB * wish.layers / LAYERS:
         parser.error(f"the stage phi3 takes {PHI3_GB} GB and {wish.work} has {free_gb:.0f}: --work names another disk")
     if not (cards := visible_cards()):
         parser.error("nvidia-smi shows no GPU")
