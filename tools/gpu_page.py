@@ -111,7 +111,8 @@ def _suite(whole: dict[str, Any]) -> str:
     times, card, minutes = phi3["against_plain"]["speedup"], whole["hardware"]["gpu"], whole["seconds"] / 60
     return f"""## The GPU suite as a whole
 
-`{whole["command"]}`, {whole["date"]}, {whole["cards"]} of {card}: {minutes:.1f} minutes{beside(whole)}. The recipe did {phi3["tokens_per_s"]["result"]:,.0f} tokens/s, {times} times the plain stack.
+`{whole["command"]}`, {whole["date"]}, {whole["cards"]} of {card}: {minutes:.1f} minutes{beside(whole)}. The recipe did
+{phi3["tokens_per_s"]["result"]:,.0f} tokens/s, {times} times the plain stack.
 
 {table(rows, ("stage", "time", "checks passed"))}
 

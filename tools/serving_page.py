@@ -147,7 +147,7 @@ def _rounds(results: list[dict[str, Any]]) -> str:
 {(2 * chr(10)).join(map(_source, results))}
 
 The table above has one window for each point. Here each point was measured in rounds, the order of bare engine and
-gateway in turn. Windows of the bare engine by themselves differ as the third column says.
+gateway in turn. Windows of the bare engine by themselves differ as the fourth column says.
 
 | engine and weights | GPU | streams | tokens/s, direct | through/direct in each round | TTFT, direct | through/direct |
 |---|---|---|---|---|---|---|
