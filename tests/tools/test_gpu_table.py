@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.gpu_table import Table, Task, tasks
+from tests.gpu import run
 
 SAY = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"
 
@@ -74,3 +77,21 @@ def test_the_table_is_one_that_can_be_done(tmp_path: Path) -> None:
     names = [each.name for each in everything]
     assert len(set(names)) == len(names)
     assert all(set(each.after) <= set(names[:place]) for place, each in enumerate(everything))
+
+
+def test_a_stage_of_the_suite_that_writes_no_result_fails_and_an_older_one_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wish = Namespace(out=tmp_path, work=tmp_path, phi3_tokenizer=None, layers=run.LAYERS, phi3_steps=run.STEPS)
+    for name in run.STAGES:
+        run.result_file(name, wish).write_text('{"checks": {"of an older run": true}}')
+    writes = 'import pathlib, sys; pathlib.Path(sys.argv[1]).write_text(\'{"checks": {"it is good": true}}\')'
+    argv = {name: ["-c", writes, str(run.result_file(name, wish))] for name in run.STAGES}
+    argv["dpo"] = ["-c", "raise SystemExit(3)"]
+    stages = [Task(name, 1, words, env="clients") for name, words in argv.items()]
+    monkeypatch.setattr(run, "tasks", lambda *_: stages)
+    monkeypatch.setattr(run, "about", lambda: {"date": "today"})
+    run.on_all_cards(list(run.STAGES), ["0"], wish)
+    whole = json.loads(run.result_file("suite", wish).read_text())
+    assert whole["stages"]["dpo"]["checks"] == {"dpo runs": False}
+    assert all(each["checks"] == {"it is good": True} for name, each in whole["stages"].items() if name != "dpo")
