@@ -219,8 +219,8 @@ def main() -> int:
 
 def visible_cards() -> list[str]:
     """The GPUs that this program may use."""
-    if chosen := os.environ.get("CUDA_VISIBLE_DEVICES"):
-        return chosen.split(",")
+    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [card for card in chosen.split(",") if card]
     try:
         said = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.SubprocessError):

@@ -93,7 +93,7 @@ def listen(host: str, port: int) -> socket.socket:
     """The public socket, bound before any model is loaded. Raises UserError when the port is taken."""
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # what it accepts has it from it
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # the connections inherit it
     try:
         listener.bind((host, port))
     except OSError as error:

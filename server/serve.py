@@ -50,7 +50,7 @@ async def serve(
         door = Door(connection_limit(2 * sum(entry.most_requests for entry in plan.engines)))
         gateway = Gateway(releases, keys, door)
         options = {"access_log": None, "logger": quiet_logger(), "keepalive_timeout": KEEPALIVE_S}
-        options |= {"handler_cancellation": True, "tcp_keepalive": False}  # the listener's connections have that
+        options |= {"handler_cancellation": True, "tcp_keepalive": False}  # they have it from the listener
         runner = web.ServerRunner(gateway.server(**options), shutdown_timeout=drain_s)
         await runner.setup()
         site = GuardedSite(runner, listener, door)
