@@ -209,7 +209,7 @@ def _through(result: dict[str, Any]) -> Row:
         "2% at every point",
         within == len(points),
         f"{within} of {len(points)} points within it; the bare engine's own windows are up to {apart:.0%} apart; the "
-        "section below has every round",
+        "section below has every round, and docs/serving.md what is known of the cause",
     )
 
 
