@@ -1,13 +1,18 @@
 #!/usr/bin/env python3
 """What the gateway costs: the same engine asked directly and through the gateway, in alternating pairs of rounds.
 
-usage: .venv/server/bin/python benchmarks/serve_overhead.py [--store FOLDER] [--seconds 300] [--label TEXT] [--out FILE]
+usage: .venv/server/bin/python benchmarks/serve_overhead.py [--store FOLDER] [--seconds 300] [--spread S] [--label TEXT]
+       [--out FILE]
 
 Two settings, because client, gateway and engine share one machine here. "shared": the engine has a thread on every
 processor, as `server serve` starts it, so that each moment of the gateway or the client stops it. "apart": the engine
 has one processor less, and client and gateway have that one. Both are reported, with the processor time that gateway
-and client take for 1,000 tokens. Every request generates the same number of tokens from a prompt of its own. Writes one
-JSON document: medians over pairs of the ratios through/direct, with bootstrap intervals. Wants a quiet machine.
+and client take for 1,000 tokens. Every request generates the same number of tokens from a prompt of its own.
+
+Requests of a round come at once, so that a moment decides which of them the engine's first step takes and which wait
+for its end, a sixth of a second on a slow processor; with --spread each waits at random, as long in both rounds of a
+pair. Writes one JSON document: medians over pairs of the ratios through/direct, with bootstrap intervals. Wants a quiet
+machine.
 """
 
 from __future__ import annotations
@@ -79,14 +84,19 @@ async def one(
     return first_s, count
 
 
-async def load(endpoint: Endpoint, concurrency: int, tokens: int, gateway_pid: int) -> Round:
-    """`concurrency` requests at once."""
-    prompts = [f"{random.getrandbits(60):015d}: tell a story about a harbour, please." for _ in range(concurrency)]
+async def load(endpoint: Endpoint, waits_s: list[float], tokens: int, gateway_pid: int) -> Round:
+    """One request after each of `waits_s`."""
+
+    async def begun(wait_s: float) -> tuple[float, int]:
+        prompt = f"{random.getrandbits(60):015d}: tell a story about a harbour, please."
+        await asyncio.sleep(wait_s)
+        return await one(session, endpoint, prompt, tokens)
+
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
     timeout = aiohttp.ClientTimeout(total=None)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
         began, used_s, own_s = time.perf_counter(), cpu_s(gateway_pid), time.process_time()
-        results = await asyncio.gather(*(one(session, endpoint, prompt, tokens) for prompt in prompts))
+        results = await asyncio.gather(*map(begun, waits_s))
         seconds = time.perf_counter() - began
     firsts, counts = zip(*results, strict=True)
     if min(counts) < 0.9 * tokens:  # some tokens are parts of a character and come together
@@ -102,17 +112,18 @@ async def load(endpoint: Endpoint, concurrency: int, tokens: int, gateway_pid: i
 
 
 def compare(
-    direct: Endpoint, gateway: Endpoint, pid: int, concurrency: int, tokens: int, seconds: float
+    direct: Endpoint, gateway: Endpoint, pid: int, concurrency: int, tokens: int, seconds: float, spread_s: float
 ) -> dict[str, Any]:
     """Alternating rounds; the order within a pair alternates too, so that drift falls on both."""
     rounds: dict[str, list[Round]] = {"direct": [], "gateway": []}
     named = [("direct", direct), ("gateway", gateway)]
     for endpoint in (direct, gateway):
-        asyncio.run(load(endpoint, min(concurrency, 8), 8, pid))  # not measured
+        asyncio.run(load(endpoint, [0.0] * min(concurrency, 8), 8, pid))  # not measured
     began, pairs = time.monotonic(), 0
     while pairs < LEAST_PAIRS or (time.monotonic() - began) * (pairs + 1) / pairs < seconds:
+        waits_s = [random.uniform(0, spread_s) for _ in range(concurrency)]
         for name, endpoint in named if pairs % 2 else reversed(named):
-            rounds[name].append(asyncio.run(load(endpoint, concurrency, tokens, pid)))
+            rounds[name].append(asyncio.run(load(endpoint, waits_s, tokens, pid)))
         pairs += 1
     couples = list(zip(rounds["gateway"], rounds["direct"], strict=True))
     return {
@@ -153,7 +164,7 @@ def wait_until_ready(url: str) -> float:
     raise SystemExit(f"error: not ready after {START_TIMEOUT_S} s")
 
 
-def measure(store: Path, is_apart: bool, levels: list[int], seconds: float) -> dict[str, Any]:
+def measure(store: Path, is_apart: bool, levels: list[int], seconds: float, spread_s: float) -> dict[str, Any]:
     """One setting at each concurrency."""
     processors = sorted(os.sched_getaffinity(0))
     threads = max(1, cpu_threads() - is_apart)
@@ -176,7 +187,7 @@ def measure(store: Path, is_apart: bool, levels: list[int], seconds: float) -> d
         results = []
         for level in levels:
             tokens, share = LEVELS[level]
-            results.append(compare(direct, gateway, pid, level, tokens, seconds * share / whole))
+            results.append(compare(direct, gateway, pid, level, tokens, seconds * share / whole, spread_s))
             shown = {key: value for key, value in results[-1].items() if key not in ("direct", "gateway")}
             print("apart" if is_apart else "shared", shown, file=sys.stderr, flush=True)
     finally:
@@ -197,6 +208,7 @@ def main() -> None:
     parser.add_argument("--store", type=Path, help="default: one with the embedded small model as base and as run")
     parser.add_argument("--concurrency", type=int, nargs="+", choices=LEVELS, default=list(LEVELS))
     parser.add_argument("--seconds", type=float, default=300, help="for both settings together, without the starts")
+    parser.add_argument("--spread", type=float, default=0.0, help="most seconds that a request of a round waits")
     parser.add_argument("--label", default="this machine", help="what sets it apart from others, as: AVX-512")
     parser.add_argument("--out", type=Path, default=Path("/dev/stdout"))
     wish = parser.parse_args()
@@ -204,7 +216,7 @@ def main() -> None:
         document = described("the gateway against the engine behind it", store) | {"label": wish.label}
         for name, is_apart in {"shared": False, "apart": True}.items():
             if not is_apart or cpu_threads() > 1:
-                document[name] = measure(store, is_apart, wish.concurrency, wish.seconds / 2)
+                document[name] = measure(store, is_apart, wish.concurrency, wish.seconds / 2, wish.spread)
     wish.out.write_text(json.dumps(document, indent=1) + "\n")
 
 

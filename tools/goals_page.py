@@ -279,8 +279,9 @@ def _beside_the_engine(result: dict[str, Any]) -> Row:
     verdicts = [verdict(row["tokens_per_s_ratio"], row["ttft_ratio"]) for row in rows]
     rates, ttfts = ([row[name]["median"] for row in rows] for name in ("tokens_per_s_ratio", "ttft_ratio"))
     within, beyond = verdicts.count("yes"), verdicts.count("no")
+    streams = ", ".join(dict.fromkeys(str(row["concurrency"]) for row in rows))
     return (
-        f"processor with {result['label']}: through the gateway against the bare engine, 1, 8 and 64 streams",
+        f"processor with {result['label']}: through the gateway against the bare engine, {streams} streams",
         f"medians: tokens/s {min(rates):.3f} to {max(rates):.3f}, TTFT {min(ttfts):.3f} to {max(ttfts):.3f} times; "
         f"{within} of {len(rows)} with their intervals within 2%, {beyond} with one beyond",
         "2%",
