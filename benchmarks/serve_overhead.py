@@ -9,10 +9,9 @@ processor, as `server serve` starts it, so that each moment of the gateway or th
 has one processor less, and client and gateway have that one. Both are reported, with the processor time that gateway
 and client take for 1,000 tokens. Every request generates the same number of tokens from a prompt of its own.
 
-Requests of a round come at once, so that a moment decides which of them the engine's first step takes and which wait
-for its end, a sixth of a second on a slow processor; with --spread each waits at random, as long in both rounds of a
-pair. Writes one JSON document: medians over pairs of the ratios through/direct, with bootstrap intervals. Wants a quiet
-machine.
+Requests of a round come at once, where a moment may decide which of them the engine's first step takes and which wait
+for its end; with --spread each waits at random, as long in both rounds of a pair. Writes one JSON document: medians
+over pairs of the ratios through/direct, with bootstrap intervals. Wants a quiet machine.
 """
 
 from __future__ import annotations

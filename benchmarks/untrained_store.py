@@ -1,4 +1,4 @@
-"""Publishes a model folder as a base and, without training, as a run: what serving measures on, in a minute.
+"""Publishes a model folder as a base and, without training, as a run: a store to measure serving on.
 
 usage: python -m benchmarks.untrained_store MODEL STORE [--quantizations BF16,Q8_0] [--threads N]
 

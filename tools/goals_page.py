@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.page_parts import over_seeds, table
-from tools.serving_page import settings, through_direct, verdict
+from tools.serving_page import labelled, settings, through_direct, verdict
 
 Row = tuple[str, str, str, bool, str]  # what, seen, goal, whether it was reached, why not
 ATTENTION, ZEROS = "flash_fprop", "FillFunctor<c10::BFloat16>"
@@ -194,7 +194,7 @@ def _serving(read: dict[str, Any]) -> list[Row]:
 
 def _through(result: dict[str, Any]) -> Row:
     """One engine through the gateway: medians over the rounds."""
-    (case,) = result["cases"]
+    case = labelled(result["cases"][0], result["label"])
     points = sorted({load["streams"] for load in case["loads"]})
     rates, ttfts = (
         [through_direct(case, streams, name) for streams in points] for name in ("output_tokens_per_s", "ttft_ms_p50")
@@ -203,7 +203,7 @@ def _through(result: dict[str, Any]) -> Row:
     within = sum(tokens >= 0.98 and first <= 1.02 for tokens, first in zip(rate, ttft, strict=True))
     apart = max(_apart(case, streams) for streams in points)
     return (
-        f"GPU: {case['case']} through the gateway against the bare engine, {', '.join(map(str, points))} streams",
+        f"GPU: {case['case']}: through the gateway against the bare engine, {', '.join(map(str, points))} streams",
         f"tokens/s {min(rate):.2f} to {max(rate):.2f} times, TTFT {min(ttft):.2f} to {max(ttft):.2f} times; medians "
         f"of {min(map(len, rates))} rounds or more",
         "2% at every point",

@@ -54,7 +54,7 @@ def _missed(goal: str, reached: bool) -> str:
 
 def _engines(results: list[dict[str, Any]]) -> str:
     """One table from all results of one kind of machine."""
-    first, cases = results[0], [_labelled(case, result["label"]) for result in results for case in result["cases"]]
+    first, cases = results[0], [labelled(case, result["label"]) for result in results for case in result["cases"]]
     where, memory = ("GPU", "on the card") if first["gpu"] else ("CPU", "PSS")
     starts = " The second start has the cache of the first." if first["gpu"] else ""
     card, but = (f"{first['gpu']}. ", _BUT_ON_A_GPU) if first["gpu"] else ("", _BUT_ON_A_CPU)
@@ -88,7 +88,8 @@ faster: it needs no compiler, little memory and a second to start, and vLLM's bu
 Fewer bits gain little with a model of this size"""
 
 
-def _labelled(case: dict[str, Any], label: str) -> dict[str, Any]:
+def labelled(case: dict[str, Any], label: str) -> dict[str, Any]:
+    """The case with what sets it apart in its name."""
     return {**case, "case": f"{case['case']}, {label}"} if label else case
 
 
@@ -130,7 +131,7 @@ def through_direct(case: dict[str, Any], streams: int, name: str) -> list[float]
 def _rounds(results: list[dict[str, Any]]) -> str:
     """The gateway on a GPU, in rounds."""
     lines = []
-    for gpu, case in ((each["gpu"], case) for each in results for case in each["cases"]):
+    for gpu, case in ((each["gpu"], labelled(case, each["label"])) for each in results for case in each["cases"]):
         for streams in dict.fromkeys(load["streams"] for load in case["loads"]):
             rate, ttft = (
                 [f"{each:.3f}" for each in through_direct(case, streams, name)]

@@ -4,8 +4,8 @@
 usage: tools/test.py [SUITE …]
 suites: modelstore trainer faults server conformance clients data tools e2e containers vllm
 
-Suites that measure nothing run two at once, where there is memory for it. vllm runs when it is named or its environment
-is there (tools/envs.py vllm, 2 GB).
+Suites that hold nothing to a speed run two at once, where there is memory for it. vllm runs when it is named or its
+environment is there (tools/envs.py vllm, 2 GB).
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ SUITES = {
 FOLDERS = {"vllm": "conformance"}
 SETTINGS = {"vllm": {"TUNESHIP_TEST_ENGINE": "vllm"}}
 OUTCOMES = ("passed", "failed", "skipped", "error")
-# No limit in them is shorter than half a minute, and much of their time programs start on one processor or wait: they
+# Their limits find what hangs, not what is slow, and much of their time programs start on one processor or wait: they
 # run two at once, the longest first. The others have the machine to themselves.
 PAIRED = ("trainer", "containers", "faults", "data", "tools", "modelstore")
-LEAST_GB_TO_PAIR = 12
+LEAST_GB_TO_PAIR = 12  # the first two were seen to take 8 together
 
 
 def run_suite(suite: str, margin: str = "") -> dict[str, int]:
