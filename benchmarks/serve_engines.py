@@ -141,7 +141,7 @@ def measure(case: str, wish: argparse.Namespace) -> dict[str, Any]:
         for number in range(wish.rounds):
             for streams in wish.streams:
                 ramp_s, window_s = (seconds * wish.seconds for seconds in windows[streams])
-                load = Load(streams, words, OUTPUT_TOKENS, ramp_s, window_s, wish.pause)
+                load = Load(streams, words, OUTPUT_TOKENS, ramp_s, window_s, wish.pause, pause_seed=number)
                 paths = {"direct": running.direct, "gateway": running.gateway}
                 for path in sorted(paths, reverse=bool(number % 2)):
                     try:

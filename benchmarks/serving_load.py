@@ -31,9 +31,10 @@ class Target:
 @dataclass(frozen=True)
 class Load:
     """`streams` closed loops; what happens in the `window_s` seconds after the first `ramp_s` counts. Each waits up to
-    `pause_s` before it asks again: an engine computes all streams in steps, and who asks within a millisecond of an
+    `pause_s` before it asks: an engine computes all streams in steps, and who asks within a millisecond of an
     answer meets the next step, while who comes a moment later waits for one more, tens of milliseconds with many
-    streams. Without a pause the time of the first token shows which of the two happened.
+    streams. Without a pause the time of the first token shows which of the two happened. Loads with the same
+    `pause_seed` wait alike, so that a pair differs by its path and not by how many happened to be asking.
     """
 
     streams: int
@@ -42,6 +43,7 @@ class Load:
     ramp_s: float
     window_s: float
     pause_s: float = 0.0
+    pause_seed: int = 0
 
 
 @dataclass
@@ -83,18 +85,18 @@ async def ask(
     seen.answered.append((last, count, int(usage["completion_tokens"]), int(usage["prompt_tokens"])))
 
 
-async def _loops(target: Target, load: Load, streams: int, seed: str, end: float) -> Seen:
+async def _loops(target: Target, load: Load, streams: range, seed: int, end: float) -> Seen:
     seen, rng = Seen(), random.Random(seed)
     connector, timeout = aiohttp.TCPConnector(limit=0, force_close=True), aiohttp.ClientTimeout(total=None)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
 
-        async def loop() -> None:
+        async def loop(pauses: random.Random) -> None:
             while time.monotonic() < end:
-                await ask(session, target, load.words, load.output_tokens, rng, seen)
                 if load.pause_s:
-                    await asyncio.sleep(rng.uniform(0, load.pause_s))
+                    await asyncio.sleep(pauses.uniform(0, load.pause_s))
+                await ask(session, target, load.words, load.output_tokens, rng, seen)
 
-        running = [asyncio.create_task(loop()) for _ in range(streams)]
+        running = [asyncio.create_task(loop(random.Random(f"{load.pause_seed} {one}"))) for one in streams]
         done, waiting = await asyncio.wait(running, timeout=max(0.0, end - time.monotonic()))
         for task in waiting:  # the window is over
             task.cancel()
@@ -104,20 +106,21 @@ async def _loops(target: Target, load: Load, streams: int, seed: str, end: float
     return seen
 
 
-def _process(target: Target, load: Load, streams: int, seed: str, end: float, answer: Any) -> None:
+def _process(target: Target, load: Load, streams: range, seed: int, end: float, answer: Any) -> None:
     answer.send(asyncio.run(_loops(target, load, streams, seed, end)))
 
 
 def run(target: Target, load: Load) -> dict[str, Any]:
     """The figures of one load. Raises SystemExit when a request failed."""
-    shares = [STREAMS_OF_A_PROCESS] * (load.streams // STREAMS_OF_A_PROCESS)
-    shares += [load.streams % STREAMS_OF_A_PROCESS] if load.streams % STREAMS_OF_A_PROCESS else []
-    context, started, base = multiprocessing.get_context("fork"), [], random.SystemRandom().getrandbits(60)
+    everyone = range(load.streams)
+    shares = [everyone[first : first + STREAMS_OF_A_PROCESS] for first in everyone[::STREAMS_OF_A_PROCESS]]
+    context, started, entropy = multiprocessing.get_context("fork"), [], random.SystemRandom()
     begin = time.monotonic()
     end = begin + load.ramp_s + load.window_s
-    for number, streams in enumerate(shares):
+    for streams in shares:
         ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_process, args=(target, load, streams, f"{base} {number}", end, theirs))
+        seed = entropy.getrandbits(60)
+        process = context.Process(target=_process, args=(target, load, streams, seed, end, theirs))
         process.start()
         started.append((process, ours))
     found = [pipe.recv() for _, pipe in started]
