@@ -56,8 +56,7 @@ def choose(asked: Asked, store: Store, ref: str, follows: bool) -> tuple[Wish, l
     if engine.name == "llamacpp":
         layers, why = choose_layers(asked.gpu_layers)
         said += [f"GPU layers: {layers}, because {why}"] if why else []
-        # a prompt's state would be copied from the card to main memory for each request that takes its slot
-        options = replace(options, gpu_layers=layers, cache_mib=0 if layers else options.cache_mib)
+        options = replace(options, gpu_layers=layers)
     elif asked.gpu_layers is not None:
         raise UserError("--gpu-layers is for llama.cpp; vLLM puts all of a model on the GPU.")
     on_gpu = bool(gpu_memory) and (engine.name == "vllm" or options.gpu_layers > 0)

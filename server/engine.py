@@ -23,7 +23,6 @@ class EngineOptions:
     context_tokens: int = 2048
     threads: int = 1
     gpu_layers: int = 0
-    cache_mib: int = 256
     gpu_share: float = 0.0  # of the GPU's memory, for one process that reserves it; 0: there is no GPU
     gpu_bytes: int = 0  # the GPU's whole memory
     kv_cache_gib: int = 1  # for one process that reserves it in main memory
@@ -85,6 +84,8 @@ class EnginePlan:
     has_children: bool = False
     stop_limit_s: float = 5.0  # after SIGTERM, until it is killed
     most_requests: int = 512  # at once, those that wait for a slot among them
+    slots: int = 0  # that a request can be put into by number
+    pass_costs: int = 0  # see server.slots
 
     @property
     def url(self) -> str:

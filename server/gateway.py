@@ -167,8 +167,10 @@ class Gateway:
         model, engine = _engine_for(body.get("model"), release)
         request["model"], request["run"] = model.role, model.id
         check_request(body, self._limits, is_chat=request.path.endswith("/chat/completions"))
-        wish = body | {"model": model.names[0]}
-        with engine.seats.taking():
+        # a client's own slot could be one at work for another client
+        wish = {name: value for name, value in body.items() if name != "id_slot"} | {"model": model.names[0]}
+        with engine.seats.taking(), engine.slots.taking(body) as slot:
+            wish |= slot
             try:
                 return await self._asked_twice(request, engine, wish)
             except ApiError as refusal:

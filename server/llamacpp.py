@@ -28,8 +28,8 @@ from server.engine import (
 # llama.cpp blocks one of its HTTP threads per open stream, also per waiting one; its default is slots + 4
 LEAST_REQUESTS, REQUESTS_PER_SLOT = 144, 4
 SPARE_THREADS = 16  # for proofs and metrics, without which a busy engine would look like one that hangs
-# Left alone, it copies every idle slot's state to main memory whenever a request begins, and on a GPU stops for that.
-IDLE_SLOTS = "LLAMA_ARG_CACHE_IDLE_SLOTS"  # a variable, because older builds refuse an option that they do not know
+# characters of prompt that are read in the time of one more pass for each of 128 tokens: docs/serving.md
+PASS_COSTS_ON_CPU, PASS_COSTS_ON_GPU = 1_000, 50_000
 START_S, READ_BYTES_PER_S = 60.0, 50e6  # a slow network disk; the limit is for engines that hang
 PROBES = Probes(
     steps=re.compile(r"^llamacpp:n_decode_total (\d+)", re.MULTILINE),
@@ -70,6 +70,8 @@ def _plan(model: ServedModel, gguf: Path, manifest: Manifest, options: EngineOpt
         limit_s,
         manifest.chat_template_sha256,
         most_requests=_most_requests(options),
+        slots=options.slots,
+        pass_costs=PASS_COSTS_ON_GPU if options.gpu_layers else PASS_COSTS_ON_CPU,
     )
 
 
@@ -93,7 +95,9 @@ def llamacpp_argv(program: list[str], gguf: Path, alias: str, port: int, options
         *("-t", str(options.threads)),
         *("-tb", str(options.threads)),
         *("-ngl", str(options.gpu_layers)),
-        *("--cache-ram", str(options.cache_mib)),  # the engine's own default is 8 GiB
+        # not 8 GiB of main memory for prompts: on a GPU every request would wait for copies, and a request for a slot
+        # that is still at work would change what that computes
+        *("--cache-ram", "0"),
         *("--threads-http", str(_most_requests(options) + SPARE_THREADS)),
         *("-lv", "1"),
         "--metrics",
@@ -103,8 +107,7 @@ def llamacpp_argv(program: list[str], gguf: Path, alias: str, port: int, options
 
 def llamacpp_environment(api_key: str, environ: Mapping[str, str]) -> dict[str, str]:
     """What the engine's environment adds to `environ`: the key, which every user could read in an argument list."""
-    defaults = {"GOMP_SPINCOUNT": OPENMP_SPINS, IDLE_SLOTS: "0"}
-    return {"LLAMA_API_KEY": api_key, **{name: environ.get(name, value) for name, value in defaults.items()}}
+    return {"LLAMA_API_KEY": api_key, "GOMP_SPINCOUNT": environ.get("GOMP_SPINCOUNT", OPENMP_SPINS)}
 
 
 def llamacpp_program() -> list[str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from server.engine import EnginePlan, ServedModel
 from server.quota import Seats
+from server.slots import Slots
 from server.template import is_template
 from server.upstream import Upstream
 
@@ -48,6 +49,7 @@ class Engine:
         self.restarts = -1
         self._ended = asyncio.Event()
         self.seats = Seats(plan.most_requests)
+        self.slots = Slots(plan.slots, plan.pass_costs)
         self.last_output_at = 0.0  # time.monotonic(), set by whoever passes on what the engine generates
         self._session = session
         self._process: asyncio.subprocess.Process | None = None

@@ -27,7 +27,6 @@ def main() -> None:
     parameters.n_threads_http = wish.threads_http
     parameters.verbosity = wish.log_verbosity
     parameters.cache_ram_mib = wish.cache_ram
-    parameters.cache_idle_slots = os.environ.get("LLAMA_ARG_CACHE_IDLE_SLOTS") != "0"
     parameters.endpoint_metrics = wish.metrics
     parameters.ui = not wish.no_ui
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
@@ -52,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-ngl", "--gpu-layers", type=int, default=0)
     parser.add_argument("--threads-http", type=int, default=-1)
     parser.add_argument("-lv", "--log-verbosity", type=int, default=1)
-    parser.add_argument("--cache-ram", type=int, default=256)
+    parser.add_argument("--cache-ram", type=int, default=0)
     parser.add_argument("--metrics", action="store_true")
     parser.add_argument("--no-ui", action="store_true")
     return parser

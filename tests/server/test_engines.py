@@ -64,7 +64,7 @@ def test_golden_argv_of_llamacpp() -> None:
     argv = llamacpp_argv(["llama-server"], Path("/store/m.gguf"), "my-run", 9000, OPTIONS)
     assert " ".join(argv) == (
         "llama-server -m /store/m.gguf --alias my-run --host 127.0.0.1 --port 9000 -c 4096 -np 4 -t 3 -tb 3 -ngl 0 "
-        "--cache-ram 256 --threads-http 160 -lv 1 --metrics --no-ui"
+        "--cache-ram 0 --threads-http 160 -lv 1 --metrics --no-ui"
     )
 
 

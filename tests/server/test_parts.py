@@ -29,8 +29,7 @@ LIMITS = Limits(context_tokens=2048, slots=8)
 
 
 def test_the_environment_carries_the_key_and_keeps_the_users_choice() -> None:
-    defaults = {"GOMP_SPINCOUNT": "1000", "LLAMA_ARG_CACHE_IDLE_SLOTS": "0"}
-    assert llamacpp_environment("k", {}) == {"LLAMA_API_KEY": "k", **defaults}
+    assert llamacpp_environment("k", {}) == {"LLAMA_API_KEY": "k", "GOMP_SPINCOUNT": "1000"}
     assert llamacpp_environment("k", {"GOMP_SPINCOUNT": "9"})["GOMP_SPINCOUNT"] == "9"
 
 
