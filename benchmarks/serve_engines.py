@@ -3,14 +3,16 @@
 streams, asked directly and through the gateway.
 
 usage: python benchmarks/serve_engines.py --store FOLDER [--run current] --out RESULT.json [--cases NAME,…]
-       [--streams 1,8,64,256] [--rounds 1] [--slots N] [--seconds FACTOR] [--pause S] [--label TEXT] [--once]
+       [--streams 1,8,64,256] [--rounds 1] [--slots N] [--seconds FACTOR] [--pause S] [--apart] [--label TEXT]
+       [--once]
 
 A case is an engine and its weights: llamacpp-BF16, llamacpp-Q8_0, …, vllm-merged, vllm-adapter, vllm-gguf-Q8_0. Base
 and tuned are served side by side, as `server serve` does it, with contexts that just hold a request; tuned is asked.
 Figures are of a window in which every stream is at work. vLLM is started twice: the second start has the cache of
 the first. A case that fails is reported with its reason. The server's memory is what nvidia-smi shows for the card
 of CUDA_VISIBLE_DEVICES; without a GPU it is the PSS of all its processes.
-`serve --for` chooses by these figures: tools/measured.py takes them over.
+With --apart each way of asking has a server to itself, which shows what becomes of it when it is asked in that way
+only. `serve --for` chooses by these figures: tools/measured.py takes them over.
 """
 
 from __future__ import annotations
@@ -43,11 +45,12 @@ from server.vllm import vllm_python
 
 START_TIMEOUT_S = 480
 PROMPT_TOKENS, OUTPUT_TOKENS = 512, 128
+PATHS = ("direct", "gateway")
 CONTEXT = 768  # a request and what the chat template and uneven words add
 # streams -> seconds before the window, and of the window; many streams on few slots wait long for their first token
 Windows = dict[int, tuple[float, float]]
 ON_GPU: Windows = {1: (1.5, 6), 8: (2, 8), 64: (6, 12), 256: (12, 16)}
-ON_CPU: Windows = {1: (8, 40), 8: (40, 80)}
+ON_CPU: Windows = {1: (8, 40), 4: (20, 60), 8: (40, 80)}
 GPU_CASES = "llamacpp-BF16,llamacpp-Q8_0,llamacpp-Q4_K_M,vllm-merged,vllm-adapter,vllm-gguf-Q8_0"
 VLLM_VERSION = "from importlib.metadata import *; print(version(packages_distributions()['vllm'][0]))"
 CPU_CASES = "llamacpp-Q8_0,llamacpp-Q4_K_M,vllm-merged,vllm-adapter"
@@ -130,27 +133,31 @@ def measure(case: str, wish: argparse.Namespace) -> dict[str, Any]:
     if case.startswith("vllm") and wish.twice:
         with served(case, store, wish.run, wish.slots) as running:
             row["first_start_s"] = round(running.start_s, 1)
-    with served(case, store, wish.run, wish.slots) as running:
-        row |= {"start_s": round(running.start_s, 1), "processes": running.processes}
-        row["slots"] = running.wish.options.slots
-        words = fitted_words(running.gateway, PROMPT_TOKENS)
-        if gpu_memory_bytes():
-            row["memory_mib"] = gpu_memory_mib() - idle
-        else:
-            row["memory_mib"] = round(sum(map(memory_mb, family(running.pid))))
-        for number in range(wish.rounds):
-            for streams in wish.streams:
-                ramp_s, window_s = (seconds * wish.seconds for seconds in windows[streams])
-                load = Load(streams, words, OUTPUT_TOKENS, ramp_s, window_s, wish.pause, pause_seed=number)
-                paths = {"direct": running.direct, "gateway": running.gateway}
-                for path in sorted(paths, reverse=bool(number % 2)):
-                    try:
-                        figures = run(paths[path], load)
-                    except SystemExit as error:  # more streams than the server takes, say: the others are measured
-                        figures = {"streams": streams, "error": str(error)[:300]}
-                    row["loads"].append({"path": path, **figures})
-                    print(case, json.dumps(row["loads"][-1]), file=sys.stderr, flush=True)
+    for paths in ([path] for path in PATHS) if wish.apart else [PATHS]:
+        with served(case, store, wish.run, wish.slots) as running:
+            row |= {"start_s": round(running.start_s, 1), "processes": running.processes}
+            row["slots"] = running.wish.options.slots
+            words = fitted_words(running.gateway, PROMPT_TOKENS)
+            if gpu_memory_bytes():
+                row["memory_mib"] = gpu_memory_mib() - idle
+            else:
+                row["memory_mib"] = round(sum(map(memory_mb, family(running.pid))))
+            for number in range(wish.rounds):
+                for streams in wish.streams:
+                    ramp_s, window_s = (seconds * wish.seconds for seconds in windows[streams])
+                    load = Load(streams, words, OUTPUT_TOKENS, ramp_s, window_s, wish.pause, pause_seed=number)
+                    for path in sorted(paths, reverse=bool(number % 2)):
+                        row["loads"].append({"path": path, **figures(getattr(running, path), load)})
+                        print(case, json.dumps(row["loads"][-1]), file=sys.stderr, flush=True)
     return row
+
+
+def figures(target: Target, load: Load) -> dict[str, Any]:
+    """Of one load, or why there are none: more streams than the server takes, say. The others are measured."""
+    try:
+        return run(target, load)
+    except SystemExit as error:
+        return {"streams": load.streams, "error": str(error)[:300]}
 
 
 def loads() -> Windows:
@@ -181,6 +188,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=1.0, help="factor for the lengths of all windows")
     parser.add_argument("--pause", type=float, default=0.0, help="most seconds between an answer and the next request")
+    parser.add_argument("--apart", action="store_true", help="a server of its own for each way of asking")
     parser.add_argument("--label", default="", help="what sets this engine apart from the kit's own, as: compiled here")
     parser.add_argument("--once", dest="twice", action="store_false", help="start vLLM once only")
     parser.add_argument("--out", type=Path, required=True)
