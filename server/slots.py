@@ -40,7 +40,7 @@ class Slots:
         self._waiting.append(place)
         self._give()
         try:
-            yield {"id_slot": place.slots[0]} if place.slots and not _prompts(body) > 1 else {}
+            yield {"id_slot": place.slots[0]} if place.slots and _prompts(body) == 1 else {}
         finally:
             if not place.slots and place in self._waiting:
                 self._waiting.remove(place)
@@ -52,15 +52,15 @@ class Slots:
         """To those who wait longest, as the engine does."""
         while self._waiting and self._waiting[0].wanted <= len(self._free):
             place = self._waiting.popleft()
-            for _ in range(place.wanted):
-                slot = self._best(place.said)
+            for _ in range(place.wanted):  # the engine gives the others of several answers its lowest free ones
+                slot = min(self._free) if place.slots else self._best(place.said)
                 del self._free[slot]
                 self._busy.add(slot)
                 self._held[slot] = place.said
                 place.slots.append(slot)
 
     def _best(self, said: Said) -> int:
-        """The free slot that saves most, in characters of prompt; a loop that takes some 20 us of 64 slots."""
+        """The free slot that saves most, in characters of prompt; some 15 us with 64 slots."""
         busy, costs, found, most = self._busy, self._pass_costs, -1, -1
         for slot in self._free:
             held = self._held[slot]

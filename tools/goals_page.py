@@ -203,14 +203,18 @@ def _through(result: dict[str, Any]) -> Row:
     within = sum(tokens >= 0.98 and first <= 1.02 for tokens, first in zip(rate, ttft, strict=True))
     apart = max(_apart(case, streams) for streams in points)
     return (
-        f"GPU: {case['case']}: through the gateway against the bare engine, {', '.join(map(str, points))} streams",
-        f"tokens/s {min(rate):.2f} to {max(rate):.2f} times, TTFT {min(ttft):.2f} to {max(ttft):.2f} times; medians "
-        f"of {min(map(len, rates))} rounds or more",
+        f"{result['gpu'].split()[1]}: {case['case']}: through the gateway against the bare engine, "
+        f"{', '.join(map(str, points))} streams",
+        f"tokens/s {_span(rate)} times, TTFT {_span(ttft)} times; medians of {min(map(len, rates))} rounds or more",
         "2% at every point",
         within == len(points),
         f"{within} of {len(points)} points within it; the bare engine's own windows are up to {apart:.0%} apart; the "
-        "section below has every round, and docs/serving.md what is known of the cause",
+        f"section below has intervals, and docs/serving.md what is known of the cause{_of_gateway(result)}",
     )
+
+
+def _span(values: list[float]) -> str:
+    return " to ".join(dict.fromkeys((f"{min(values):.2f}", f"{max(values):.2f}")))
 
 
 def _apart(case: dict[str, Any], streams: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ def serving(results: Path) -> list[str]:
     return [
         *(_engines(several) for several in served if several),
         *([_rounds(through)] if through else []),
+        *([_slots(results)] if (results / "slots-cpu.json").exists() else []),
         *([_overhead(pairs)] if pairs else []),
         *(section(json.loads(path.read_text())) for path, section in found if path.exists()),
     ]
@@ -134,26 +136,75 @@ def _rounds(results: list[dict[str, Any]]) -> str:
     for gpu, case in ((each["gpu"], labelled(case, each["label"])) for each in results for case in each["cases"]):
         for streams in dict.fromkeys(load["streams"] for load in case["loads"]):
             rate, ttft = (
-                [f"{each:.3f}" for each in through_direct(case, streams, name)]
-                for name in ("output_tokens_per_s", "ttft_ms_p50")
+                over_rounds(through_direct(case, streams, name)) for name in ("output_tokens_per_s", "ttft_ms_p50")
             )
             loads = [load for load in case["loads"] if load["streams"] == streams]
             bare = [load["output_tokens_per_s"] for load in loads if load["path"] == "direct"]
             lines.append(
-                f"| {case['case']} | {gpu} | {streams} | {min(bare):,.0f} to {max(bare):,.0f} | {', '.join(rate)} | "
-                f"{_median(loads, 'direct', 'ttft_ms_p50'):.1f} ms | {', '.join(ttft)} |"
+                f"| {case['case']} | {gpu} | {streams} | {len(bare)} | {min(bare):,.0f} to {max(bare):,.0f} | {rate} | "
+                f"{_median(loads, 'direct', 'ttft_ms_p50'):.1f} ms | {ttft} |"
             )
     return f"""## The gateway on a GPU, in rounds
 
 {(2 * chr(10)).join(map(_source, results))}
 
 The table above has one window for each point. Here each point was measured in rounds, the order of bare engine and
-gateway in turn. Windows of the bare engine by themselves differ as the fourth column says.
+gateway in turn. Windows of the bare engine by themselves differ as the fifth column says. Ratios are medians over
+rounds, with the order statistics between which the median lies with 95% or more (of five rounds or fewer: all lie).
 
-| engine and weights | GPU | streams | tokens/s, direct | through/direct in each round | TTFT, direct | through/direct |
+| engine and weights | GPU | streams | rounds | tokens/s, direct | through/direct | TTFT, direct | through/direct |
+|---|---|---|---|---|---|---|---|
+{chr(10).join(lines)}
+"""
+
+
+def over_rounds(ratios: list[float]) -> str:
+    """Median and its distribution-free interval: the k-th least and greatest, with the largest k of 95% or more."""
+    ordered, count = sorted(ratios), len(ratios)
+    outside = 0
+    while sum(math.comb(count, fewer) for fewer in range(outside + 1)) / 2**count <= 0.025:
+        outside += 1
+    # k - 1 = `outside` - 1 values lie outside on each side; of five rounds none can
+    low, high = ordered[max(0, outside - 1)], ordered[count - max(1, outside)]
+    return f"{statistics.median(ratios):.3f} ({low:.3f} to {high:.3f})"
+
+
+def _slots(results: Path) -> str:
+    """What becomes of llama.cpp while it serves fewer streams than it has slots."""
+    found = {name: json.loads((results / f"{name}.json").read_text()) for name in SLOT_RESULTS}
+    lines = []
+    for result, gateway in zip(found.values(), SLOT_RESULTS.values(), strict=True):
+        case = result["cases"][0]
+        streams = case["loads"][0]["streams"]
+        where = f"{case['case']}, {result['gpu'] or 'a processor'}, {streams} streams, {case['slots']} slots"
+        for path in ("direct", "gateway"):
+            rates = [load["output_tokens_per_s"] for load in case["loads"] if load["path"] == path]
+            third = len(rates) // 3
+            first, last = statistics.median(rates[:third]), statistics.median(rates[-third:])
+            lines.append(
+                f"| {where} | {gateway if path == 'gateway' else 'the bare engine'} | {len(rates)} | "
+                f"{statistics.median(rates):,.1f} | {first:,.1f} | {last:,.1f} | {last / first:.2f} |"
+            )
+    return f"""## llama.cpp with fewer streams than slots
+
+{(2 * chr(10)).join(map(_source, found.values()))}
+
+llama.cpp computes slots together whose numbers follow each other; left alone it takes the slot that was idle longest.
+Windows of a server in the order in which they came; medians of all, of their first and of their last third. On a GPU
+the bare engine and the gateway had their windows in turn with one engine, so that what one scattered or kept together
+met the other too; on processors (--apart) each had a server to itself.
+
+| engine, machine, load | asked | windows | tokens/s | in the first third | in the last | times |
 |---|---|---|---|---|---|---|
 {chr(10).join(lines)}
 """
+
+
+SLOT_RESULTS = {
+    "slots-gpu-before": "the gateway before it chose slots",
+    "gateway-gpu-llamacpp-BF16-paused-8": "the gateway",
+    "slots-cpu": "the gateway",
+}
 
 
 def _vllm_starts(result: dict[str, Any]) -> str:
