@@ -26,7 +26,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,9 +127,9 @@ def _card(what: str) -> str:
 
 
 def measure(case: str, wish: argparse.Namespace) -> dict[str, Any]:
-    """All loads of one case, the order of direct and gateway in turn."""
+    """All loads of one case."""
     store, row = Store(wish.store), {"case": case, "loads": []}
-    idle, windows = gpu_memory_mib(), loads()
+    idle = gpu_memory_mib()
     if case.startswith("vllm") and wish.twice:
         with served(case, store, wish.run, wish.slots) as running:
             row["first_start_s"] = round(running.start_s, 1)
@@ -142,14 +142,19 @@ def measure(case: str, wish: argparse.Namespace) -> dict[str, Any]:
                 row["memory_mib"] = gpu_memory_mib() - idle
             else:
                 row["memory_mib"] = round(sum(map(memory_mb, family(running.pid))))
-            for number in range(wish.rounds):
-                for streams in wish.streams:
-                    ramp_s, window_s = (seconds * wish.seconds for seconds in windows[streams])
-                    load = Load(streams, words, OUTPUT_TOKENS, ramp_s, window_s, wish.pause, pause_seed=number)
-                    for path in sorted(paths, reverse=bool(number % 2)):
-                        row["loads"].append({"path": path, **figures(getattr(running, path), load)})
-                        print(case, json.dumps(row["loads"][-1]), file=sys.stderr, flush=True)
+            for path, load in asked_in_rounds(wish, paths, words):
+                row["loads"].append({"path": path, **figures(getattr(running, path), load)})
+                print(case, json.dumps(row["loads"][-1]), file=sys.stderr, flush=True)
     return row
+
+
+def asked_in_rounds(wish: argparse.Namespace, paths: Sequence[str], words: int) -> Iterator[tuple[str, Load]]:
+    """Every number of streams in every round, the order of `paths` in turn."""
+    for number in range(wish.rounds):
+        for streams in wish.streams:
+            ramp_s, window_s = (seconds * wish.seconds for seconds in loads()[streams])
+            load = Load(streams, words, OUTPUT_TOKENS, ramp_s, window_s, wish.pause, pause_seed=number)
+            yield from ((path, load) for path in sorted(paths, reverse=bool(number % 2)))
 
 
 def figures(target: Target, load: Load) -> dict[str, Any]:

@@ -7,6 +7,7 @@ every token, and in slots 0 to 7 one. Left alone it takes the slot that was idle
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,9 @@ from typing import Any
 
 Said = list[tuple[int, int]]  # of each message: a hash of it and of all before it, and the characters up to its end
 _NOTHING: Said = [(0, 0)]
+LEAVES_S = (
+    1.5  # llama.cpp looks once a second whether the client of an answer is still there, and computes on till then
+)
 
 
 class Slots:
@@ -28,6 +32,7 @@ class Slots:
         self._count, self._pass_costs = count, pass_costs
         self._free = dict.fromkeys(range(count))  # idle longest first
         self._busy: set[int] = set()
+        self._leaving: dict[int, float] = {}  # until when the engine may still be at what nobody waits for
         self._held: list[Said] = [_NOTHING] * count
         self._waiting: deque[_Place] = deque()
 
@@ -41,6 +46,9 @@ class Slots:
         self._give()
         try:
             yield {"id_slot": place.slots[0]} if place.slots and _prompts(body) == 1 else {}
+        except BaseException:
+            self._leaving |= dict.fromkeys(place.slots, time.monotonic() + LEAVES_S)
+            raise
         finally:
             if not place.slots and place in self._waiting:
                 self._waiting.remove(place)
@@ -60,12 +68,15 @@ class Slots:
                 place.slots.append(slot)
 
     def _best(self, said: Said) -> int:
-        """The free slot that saves most, in characters of prompt; some 15 us with 64 slots."""
-        busy, costs, found, most = self._busy, self._pass_costs, -1, -1
+        """The free slot that saves most, in characters of prompt; less than 20 us with 64 slots."""
+        busy, costs, now = self._busy, self._pass_costs, time.monotonic()
+        found, most = -1, -2
         for slot in self._free:
             held = self._held[slot]
             saved = _shared(held, said) if held[0][0] == said[0][0] else 0
             saved += costs * ((slot - 1 in busy) + (slot + 1 in busy))
+            if self._leaving.get(slot, 0.0) > now:
+                saved = -1  # better than none
             if saved > most:
                 found, most = slot, saved
         return found

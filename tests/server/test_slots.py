@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import openai
+import pytest
 
-from server.slots import Slots
+from server.slots import LEAVES_S, Slots
 from tests.server.conftest import Served, until
 
 
@@ -83,6 +84,26 @@ def test_who_waits_gets_the_slot_that_comes_free_as_the_engine_gives_it() -> Non
         assert taken(slots, around, asks("e")) is None
         waiting.close()  # and now to e, who came next
         assert taken(slots, around, asks("f")) is None
+
+
+def test_a_slot_that_a_client_left_is_not_given_away_while_the_engine_may_still_compute(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("server.slots.time.monotonic", lambda: now)
+    slots, around, left = Slots(4, 1000), ExitStack(), ExitStack()
+    with around:
+        assert taken(slots, around, asks("a")) == 0
+        with pytest.raises(ConnectionError), left:
+            assert taken(slots, left, asks("b")) == 1
+            raise ConnectionError
+        assert taken(slots, around, asks("c")) == 2
+        now += LEAVES_S
+        assert taken(slots, around, asks("d")) == 1
+        with pytest.raises(ConnectionError), left:
+            assert taken(slots, left, asks("e")) == 3
+            raise ConnectionError
+        assert taken(slots, around, asks("there is no other")) == 3
 
 
 def test_several_prompts_take_several_slots_of_the_engines_choice() -> None:
