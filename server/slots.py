@@ -8,7 +8,6 @@ every token, and in slots 0 to 7 one. Left alone it takes the slot that was idle
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,83 +20,79 @@ LEAVES_S = (
 
 
 class Slots:
-    """The slots of one process, and who has which.
+    """The slots of one process, and which of them are taken.
 
     A new request gets the one that splits the fewest passes off, unless another holds so much of its conversation that
     reading that again would take longer: `pass_costs` is how many characters of prompt are read in the time that one
     more pass takes for every token of an answer. Of equals it gets the one that was idle longest.
+
+    A request that is told a slot waits for that one alone, so it is told only a slot that is surely free. Where the
+    engine chose, which it does for requests that must wait and for several sequences of one request, no slot is sure
+    until it has answered all of those.
     """
 
     def __init__(self, count: int, pass_costs: int = 0) -> None:
-        self._count, self._pass_costs = count, pass_costs
-        self._free = dict.fromkeys(range(count))  # idle longest first
+        self._pass_costs = pass_costs
+        self._free = dict.fromkeys(range(count))  # idle longest first; of what was told
         self._busy: set[int] = set()
-        self._leaving: dict[int, float] = {}  # until when the engine may still be at what nobody waits for
         self._held: list[Said] = [_NOTHING] * count
-        self._waiting: deque[_Place] = deque()
+        self._left: dict[int, float] = {}  # until when the engine may still be at what nobody waits for
+        self._unknown, self._unknown_until = 0, 0.0  # requests whose slots the engine chose
 
     @contextmanager
     def taking(self, body: dict[str, Any]) -> Iterator[dict[str, int]]:
-        """Around one request: what to add to it. Nothing when it has to wait, as the engine then gives it the first
-        slot that comes free, or when it is several prompts, which one slot would take one after the other.
-        """
-        place = _Place(min(self._count, _sequences(body)), _said(body) if self._count else _NOTHING)
-        self._waiting.append(place)
-        self._give()
+        """Around one request: what to add to it, which is nothing where the engine is to choose."""
+        slot = self._choice(body) if self._held else None
+        if slot is None:
+            with self._of_the_engines_choice():
+                yield {}
+            return
         try:
-            yield {"id_slot": place.slots[0]} if place.slots and _prompts(body) == 1 else {}
+            yield {"id_slot": slot}
         except BaseException:
-            self._leaving |= dict.fromkeys(place.slots, time.monotonic() + LEAVES_S)
+            self._left[slot] = time.monotonic() + LEAVES_S
             raise
         finally:
-            if not place.slots and place in self._waiting:
-                self._waiting.remove(place)
-            self._busy.difference_update(place.slots)
-            self._free |= dict.fromkeys(place.slots)
-            self._give()
+            self._busy.discard(slot)
+            self._free[slot] = None
 
-    def _give(self) -> None:
-        """To those who wait longest, as the engine does."""
-        while self._waiting and self._waiting[0].wanted <= len(self._free):
-            place = self._waiting.popleft()
-            for _ in range(place.wanted):  # the engine gives the others of several answers its lowest free ones
-                slot = min(self._free) if place.slots else self._best(place.said)
-                del self._free[slot]
-                self._busy.add(slot)
-                self._held[slot] = place.said
-                place.slots.append(slot)
+    @contextmanager
+    def _of_the_engines_choice(self) -> Iterator[None]:
+        self._unknown += 1
+        try:
+            yield
+        except BaseException:
+            self._unknown_until = time.monotonic() + LEAVES_S
+            raise
+        finally:
+            self._unknown -= 1
 
-    def _best(self, said: Said) -> int:
-        """The free slot that saves most, in characters of prompt; less than 20 us with 64 slots."""
+    def _choice(self, body: dict[str, Any]) -> int | None:
+        """The surely free slot that saves most, in characters of prompt; less than 20 us with 64 slots."""
         busy, costs, now = self._busy, self._pass_costs, time.monotonic()
-        found, most = -1, -2
+        if self._unknown or now < self._unknown_until or _sequences(body) > 1:
+            return None
+        said, found, most = _said(body), None, -1
         for slot in self._free:
+            if self._left.get(slot, 0.0) > now:
+                continue
             held = self._held[slot]
             saved = _shared(held, said) if held[0][0] == said[0][0] else 0
             saved += costs * ((slot - 1 in busy) + (slot + 1 in busy))
-            if self._leaving.get(slot, 0.0) > now:
-                saved = -1  # better than none
             if saved > most:
                 found, most = slot, saved
+        if found is not None:
+            del self._free[found]
+            busy.add(found)
+            self._held[found] = said
         return found
 
 
-class _Place:
-    """What one request wants and has."""
-
-    def __init__(self, wanted: int, said: Said) -> None:
-        self.wanted, self.said = wanted, said
-        self.slots: list[int] = []
-
-
-def _prompts(body: dict[str, Any]) -> int:
-    """A list of numbers is one prompt."""
-    prompt = body.get("prompt")
-    return sum(isinstance(each, str | list) for each in prompt) or 1 if isinstance(prompt, list) else 1
-
-
 def _sequences(body: dict[str, Any]) -> int:
-    return _prompts(body) * int(body.get("n") or 1)
+    """Answers to each of its prompts; a list of numbers is one prompt."""
+    prompt, answers = body.get("prompt"), int(body.get("n") or 1)
+    texts = sum(isinstance(each, str | list) for each in prompt) if isinstance(prompt, list) else 1
+    return max(1, texts) * answers
 
 
 def _said(body: dict[str, Any]) -> Said:

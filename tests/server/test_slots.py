@@ -71,22 +71,33 @@ def test_a_conversation_goes_on_where_it_was_unless_passes_cost_more() -> None:
             first.close()
 
 
-def test_who_waits_gets_the_slot_that_comes_free_as_the_engine_gives_it() -> None:
-    slots, around, first = Slots(2), ExitStack(), ExitStack()
+def test_nobody_is_told_a_slot_while_the_engine_has_chosen_any() -> None:
+    slots, ends = Slots(2), [ExitStack() for _ in range(5)]
+    assert taken(slots, ends[0], asks("a")) == 0
+    assert taken(slots, ends[1], asks("b")) == 1
+    assert taken(slots, ends[2], asks("waits for the first that comes free")) is None
+    ends[0].close()
+    assert taken(slots, ends[3], asks("slot 0 may be the waiting one's")) is None
+    ends[2].close()
+    assert taken(slots, ends[4], asks("or of the one after")) is None
+    for end in (ends[3], ends[4]):
+        end.close()
+    assert taken(slots, ends[0], asks("surely free")) == 0
+    for end in ends:
+        end.close()
+
+
+@pytest.mark.parametrize("several", [{"prompt": ["one", "two"]}, {"prompt": [[1], [2]]}, asks("x", n=2)])
+def test_several_sequences_get_slots_of_the_engines_choice(several: dict[str, Any]) -> None:
+    slots, around = Slots(4), ExitStack()
     with around:
-        assert taken(slots, first, asks("a")) == 0
-        assert taken(slots, around, asks("b")) == 1
-        waiting, late = ExitStack(), ExitStack()
-        assert taken(slots, waiting, asks("c")) is None
-        assert taken(slots, late, asks("d")) is None
-        first.close()  # the engine gives slot 0 to c
-        late.close()  # d's client left
-        assert taken(slots, around, asks("e")) is None
-        waiting.close()  # and now to e, who came next
-        assert taken(slots, around, asks("f")) is None
+        assert taken(slots, around, {"prompt": [1, 2, 3]}) == 0
+        with slots.taking(several) as where, slots.taking(asks("beside them")) as beside:
+            assert where == beside == {}
+        assert taken(slots, around, {"prompt": "after them", "n": 1.0}) == 1
 
 
-def test_a_slot_that_a_client_left_is_not_given_away_while_the_engine_may_still_compute(
+def test_a_slot_that_a_client_left_is_not_told_while_the_engine_may_still_compute(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 100.0
@@ -103,23 +114,13 @@ def test_a_slot_that_a_client_left_is_not_given_away_while_the_engine_may_still_
         with pytest.raises(ConnectionError), left:
             assert taken(slots, left, asks("e")) == 3
             raise ConnectionError
-        assert taken(slots, around, asks("there is no other")) == 3
-
-
-def test_several_prompts_take_several_slots_of_the_engines_choice() -> None:
-    slots, around = Slots(4), ExitStack()
-    with around:
-        assert taken(slots, around, {"prompt": ["one", "two"]}) is None
-        assert taken(slots, around, {"prompt": [1, 2, 3]}) == 2
-        assert taken(slots, around, {"prompt": "four"}) == 3
-        assert taken(slots, around, {"prompt": "waits"}) is None
-    with slots.taking(asks("x", n=3)) as first, slots.taking(asks("y")) as second, slots.taking(asks("z")) as third:
-        assert (first["id_slot"], second["id_slot"]) == (3, 2)
-        assert third == {}
-    with slots.taking({"prompt": ["p"] * 100}) as everything:
-        assert everything == {}
-    with slots.taking(asks("after")) as where:
-        assert where
+        with pytest.raises(ConnectionError), slots.taking(asks("there is no other")) as where:
+            assert where == {}
+            raise ConnectionError
+        now += LEAVES_S - 0.1
+        assert taken(slots, around, asks("that one was left too")) is None
+        now += 0.2
+        assert taken(slots, around, asks("f")) is None  # the one before is still open
 
 
 def test_an_engine_without_slots_is_asked_as_the_client_asks() -> None:
