@@ -171,6 +171,8 @@ class Gateway:
         wish = {name: value for name, value in body.items() if name != "id_slot"} | {"model": model.names[0]}
         with engine.seats.taking(), engine.slots.taking(body) as slot:
             wish |= slot
+            if not slot and (wait_s := engine.slots.wait_s()):
+                await asyncio.sleep(wait_s)
             try:
                 return await self._asked_twice(request, engine, wish)
             except ApiError as refusal:

@@ -14,9 +14,8 @@ from typing import Any
 
 Said = list[tuple[int, int]]  # of each message: a hash of it and of all before it, and the characters up to its end
 _NOTHING: Said = [(0, 0)]
-LEAVES_S = (
-    1.5  # llama.cpp looks once a second whether the client of an answer is still there, and computes on till then
-)
+READS_S = 0.05  # in which llama.cpp has read a request and put it into its queue
+LEAVES_S = 1.5  # llama.cpp looks once a second whether an answer's client is still there, and computes on till then
 
 
 class Slots:
@@ -38,6 +37,7 @@ class Slots:
         self._held: list[Said] = [_NOTHING] * count
         self._left: dict[int, float] = {}  # until when the engine may still be at what nobody waits for
         self._unknown, self._unknown_until = 0, 0.0  # requests whose slots the engine chose
+        self._told_at = 0.0
 
     @contextmanager
     def taking(self, body: dict[str, Any]) -> Iterator[dict[str, int]]:
@@ -55,6 +55,12 @@ class Slots:
         finally:
             self._busy.discard(slot)
             self._free[slot] = None
+
+    def wait_s(self) -> float:
+        """How long a request without a slot of its own must be kept back, so that the engine, which reads several at
+        once, does not give it one that was just told to another.
+        """
+        return max(0.0, self._told_at + READS_S - time.monotonic())
 
     @contextmanager
     def _of_the_engines_choice(self) -> Iterator[None]:
@@ -84,6 +90,7 @@ class Slots:
         if found is not None:
             del self._free[found]
             busy.add(found)
+            self._told_at = now
             self._held[found] = said
         return found
 

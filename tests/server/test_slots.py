@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import openai
 import pytest
 
-from server.slots import LEAVES_S, Slots
+from server.slots import LEAVES_S, READS_S, Slots
 from tests.server.conftest import Served, until
 
 
@@ -75,6 +77,7 @@ def test_nobody_is_told_a_slot_while_the_engine_has_chosen_any() -> None:
     slots, ends = Slots(2), [ExitStack() for _ in range(5)]
     assert taken(slots, ends[0], asks("a")) == 0
     assert taken(slots, ends[1], asks("b")) == 1
+    assert 0 < slots.wait_s() <= READS_S
     assert taken(slots, ends[2], asks("waits for the first that comes free")) is None
     ends[0].close()
     assert taken(slots, ends[3], asks("slot 0 may be the waiting one's")) is None
@@ -124,8 +127,10 @@ def test_a_slot_that_a_client_left_is_not_told_while_the_engine_may_still_comput
 
 
 def test_an_engine_without_slots_is_asked_as_the_client_asks() -> None:
-    with Slots(0).taking(asks("a")) as where:
+    slots = Slots(0)
+    with slots.taking(asks("a")) as where:
         assert where == {}
+        assert slots.wait_s() == 0
 
 
 def at_work(served: Served) -> list[int]:
@@ -185,3 +190,18 @@ def test_a_slot_that_is_left_and_asked_for_at_once_serves_the_next(served: Serve
         left.close()
         assert len(list(ask(served, f"And {turn}?", 3))) > 1
     until(lambda: not at_work(served))
+
+
+def test_more_streams_than_slots_at_once_all_begin_when_a_short_one_ends(served: Served) -> None:
+    """A short answer and eight long ones for eight slots: who waits, waits for the short one."""
+    for _ in range(3):
+        began, short = time.monotonic(), ask(served, "A short story", 30)
+        with ThreadPoolExecutor(8) as pool:
+            running = list(pool.map(lambda number: ask(served, f"Story {number}", 1500), range(8)))
+            assert len(list(pool.map(lambda stream: next(iter(stream)), running))) == 8
+        took_s = time.monotonic() - began
+        assert len(list(short)) > 1
+        for stream in running:
+            stream.close()
+        assert took_s < 40  # two slow processors need minutes for a long one
+        until(lambda: not at_work(served), 30)
