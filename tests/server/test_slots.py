@@ -153,15 +153,26 @@ def ask(served: Served, text: str, tokens: int, **more: Any) -> openai.Stream[An
     )
 
 
+def long_prompt(seed: int) -> str:
+    """Of which the system's turn is less than a tenth: above that the engine prefers a slot that holds it."""
+    return " ".join(random.Random(seed).choices(("red", "house", "river", "stone", "door", "bird"), k=400))
+
+
 def test_a_real_engine_computes_streams_beside_each_other(served: Served) -> None:
+    """After slots with even numbers have been idle longest, of which the engine would take three."""
     time.sleep(LEAVES_S)  # other tests leave streams
-    streams = [ask(served, f"{n} colours?", 12) for n in range(8)]  # every slot has been used
-    for stream in streams:
-        list(stream)
-    for n in (1, 2, 3):
-        list(ask(served, f"{n} more colours?", 4))
-    # one by one, the engine's own choice would be three slots wherever they were idle longest
-    running = [ask(served, f"A long story of {n} animals.", 1500) for n in range(3)]
+    by_slot: dict[int, openai.Stream[Any]] = {}
+    for n in range(8):
+        stream = ask(served, long_prompt(n), 1500)
+        next(iter(stream))
+        (slot,) = set(at_work(served)) - by_slot.keys()
+        by_slot[slot] = stream
+    for parity in (0, 1):
+        for slot in range(parity, 8, 2):
+            by_slot.pop(slot).close()
+        until(lambda: set(at_work(served)) == by_slot.keys())
+    time.sleep(LEAVES_S)
+    running = [ask(served, long_prompt(8 + n), 1500) for n in range(3)]
     for stream in running:
         next(iter(stream))
     slots = at_work(served)
