@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tools.export_page import matrix_gain
 from tools.goals_page import goals
 from tools.gpu_page import gpu
-from tools.page_parts import goal
-from tools.serving_page import cell, serving
+from tools.page_parts import cell, goal
+from tools.serving_page import serving
 from tools.trust_page import trust
 
 ROOT = Path(__file__).resolve().parent.parent

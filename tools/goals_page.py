@@ -8,8 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tools.page_parts import over_seeds, table
-from tools.serving_page import labelled, settings, through_direct, verdict
+from tools.gateway_page import settings, through_direct, verdict
+from tools.page_parts import labelled, over_seeds, table
 
 Row = tuple[str, str, str, bool, str]  # what, seen, goal, whether it was reached, why not
 ATTENTION, ZEROS = "flash_fprop", "FillFunctor<c10::BFloat16>"
