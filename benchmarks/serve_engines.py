@@ -3,8 +3,8 @@
 streams, asked directly and through the gateway.
 
 usage: python benchmarks/serve_engines.py --store FOLDER [--run current] --out RESULT.json [--cases NAME,…]
-       [--streams 1,8,64,256] [--rounds 1] [--slots N] [--seconds FACTOR] [--pause S] [--apart] [--label TEXT]
-       [--once]
+       [--streams 1,8,64,256] [--rounds 1] [--slots N] [--threads N] [--seconds FACTOR] [--pause S] [--apart]
+       [--label TEXT] [--once]
 
 A case is an engine and its weights: llamacpp-BF16, llamacpp-Q8_0, …, vllm-merged, vllm-adapter, vllm-gguf-Q8_0. Base
 and tuned are served side by side, as `server serve` does it, with contexts that just hold a request; tuned is asked.
@@ -28,7 +28,7 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,21 +68,22 @@ class Running:
     wish: Wish
 
 
-def asked(case: str, slots: int | None) -> Asked:
+def asked(case: str, slots: int | None = None, threads: int | None = None) -> Asked:
     """What a user would say on the command line for this case."""
     engine, _, rest = case.partition("-")
     kind, _, quantization = rest.partition("-")
     if engine == "llamacpp":
-        return Asked(engine, quantization=rest, slots=slots, context_tokens=CONTEXT)
-    return Asked(engine, weights=kind, quantization=quantization or None, slots=slots, context_tokens=CONTEXT)
+        return Asked(engine, quantization=rest, slots=slots, threads=threads, context_tokens=CONTEXT)
+    wanted = Asked(engine, weights=kind, quantization=quantization or None, context_tokens=CONTEXT)
+    return replace(wanted, slots=slots, threads=threads)
 
 
 @contextmanager
-def served(case: str, store: Store, ref: str, slots: int | None) -> Iterator[Running]:
-    """The run behind `case`, in a process of its own."""
+def served(asked: Asked, store: Store, ref: str) -> Iterator[Running]:
+    """The run behind what was asked for, in a process of its own."""
     from server.engine import free_port
 
-    wish, _ = choose(asked(case, slots), store, ref, follows=False)
+    wish, _ = choose(asked, store, ref, follows=False)
     plan, port = plan_serving(store, ref, wish), free_port()
     began = time.monotonic()
     process = multiprocessing.get_context("spawn").Process(target=run_gateway, args=(plan, port))
@@ -129,14 +130,15 @@ def _card(what: str) -> str:
 def measure(case: str, wish: argparse.Namespace) -> dict[str, Any]:
     """All loads of one case."""
     store, row = Store(wish.store), {"case": case, "loads": []}
+    wanted = asked(case, wish.slots, wish.threads)
     idle = gpu_memory_mib()
     if case.startswith("vllm") and wish.twice:
-        with served(case, store, wish.run, wish.slots) as running:
+        with served(wanted, store, wish.run) as running:
             row["first_start_s"] = round(running.start_s, 1)
     for paths in ([path] for path in PATHS) if wish.apart else [PATHS]:
-        with served(case, store, wish.run, wish.slots) as running:
+        with served(wanted, store, wish.run) as running:
             row |= {"start_s": round(running.start_s, 1), "processes": running.processes}
-            row["slots"] = running.wish.options.slots
+            row |= {"slots": running.wish.options.slots, "threads": running.wish.options.threads}
             words = fitted_words(running.gateway, PROMPT_TOKENS)
             if gpu_memory_bytes():
                 row["memory_mib"] = gpu_memory_mib() - idle
@@ -190,6 +192,7 @@ def main() -> None:
     parser.add_argument("--cases", default=GPU_CASES if gpu_memory_bytes() else CPU_CASES)
     parser.add_argument("--streams", default=",".join(map(str, loads())))
     parser.add_argument("--slots", type=int, help="default: what the server chooses")
+    parser.add_argument("--threads", type=int, help="of the engine; default: what the server chooses")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=1.0, help="factor for the lengths of all windows")
     parser.add_argument("--pause", type=float, default=0.0, help="most seconds between an answer and the next request")

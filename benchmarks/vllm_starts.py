@@ -23,7 +23,7 @@ from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.serve_engines import gpu_name, served, versions
+from benchmarks.serve_engines import asked, gpu_name, served, versions
 from benchmarks.serving import described
 from modelstore import Store
 from server.vllm import vllm_python
@@ -34,7 +34,7 @@ IMPORT = "import vllm.entrypoints.openai.api_server"
 
 def start_s(store: Path, run: str, environment: dict[str, str]) -> float:
     """Seconds until both models generate."""
-    with mock.patch.dict(os.environ, environment), served("vllm-merged", Store(store), run, None) as running:
+    with mock.patch.dict(os.environ, environment), served(asked("vllm-merged"), Store(store), run) as running:
         return round(running.start_s, 1)
 
 

@@ -17,6 +17,8 @@ from server.vllm import Vllm, vllm_python
 
 ENGINES: dict[str, EngineKind] = {"llamacpp": LlamaCpp(), "vllm": Vllm()}
 ALL_LAYERS = 999
+# of llama.cpp with all layers on a GPU: more have nothing to compute, and wait for each other at every token
+GPU_THREADS = 1
 CPU_SLOTS, GPU_SLOTS, PAGED_SLOTS = 8, 64, 256
 MEMORY_FOR_CACHE = 0.5  # of what is free, for the key-value caches of all engines
 ROOM = 1.4  # weights, activations and a cache worth having, against the weights alone
@@ -48,8 +50,8 @@ def choose(asked: Asked, store: Store, ref: str, follows: bool) -> tuple[Wish, l
         said.append(why)
     engine, reason = choose_engine(asked, run)
     said.append(f"engine: {engine.name}, because {reason}")
-    threads, cache = asked.threads or cpu_threads(), store.cache if os.access(store.path, os.W_OK) else None
-    options = EngineOptions(context_tokens=asked.context_tokens, threads=threads, cache=cache)
+    cache = store.cache if os.access(store.path, os.W_OK) else None
+    options = EngineOptions(context_tokens=asked.context_tokens, threads=asked.threads or cpu_threads(), cache=cache)
     gpu_memory = gpu_memory_bytes()
     weights, why = choose_weights(asked.weights, engine, run, gpu_memory, 2 + follows)
     said += [f"weights: {weights}, because {why}"] if why else []
@@ -57,6 +59,9 @@ def choose(asked: Asked, store: Store, ref: str, follows: bool) -> tuple[Wish, l
         layers, why = choose_layers(asked.gpu_layers)
         said += [f"GPU layers: {layers}, because {why}"] if why else []
         options = replace(options, gpu_layers=layers)
+        if layers >= ALL_LAYERS and not asked.threads:
+            options = replace(options, threads=GPU_THREADS)
+            said.append(f"threads: {GPU_THREADS}, because all layers are on the GPU")
     elif asked.gpu_layers is not None:
         raise UserError("--gpu-layers is for llama.cpp; vLLM puts all of a model on the GPU.")
     on_gpu = bool(gpu_memory) and (engine.name == "vllm" or options.gpu_layers > 0)

@@ -39,7 +39,11 @@ def main() -> None:
     help="How many there will be at once, for --for. Default: 1 for latency, 64 for throughput.",
 )
 @click.option("--context", type=click.IntRange(128), default=2048, show_default=True, help="Tokens per slot.")
-@click.option("--threads", type=click.IntRange(1), help="Default: the processors this container may use.")
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    help="Default: the processors this container may use; 1 for llama.cpp with all layers on a GPU.",
+)
 @click.option(
     "--gpu-layers", type=click.IntRange(0), help="llama.cpp's layers on the GPU. Default: all, if it has one."
 )

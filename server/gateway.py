@@ -6,11 +6,11 @@ llama-server answers 200 to unknown models, reads any body, cuts its streams at 
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import sys
 import time
 import traceback
-import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from typing import Any
@@ -76,7 +76,7 @@ class Gateway:
     async def _outermost(self, request: web.BaseRequest) -> web.StreamResponse:
         """Request id, key, error shape, counters, access log (never prompts)."""
         began, given = time.monotonic(), request.headers.get("x-request-id", "")
-        request["id"] = given if REQUEST_ID.match(given) else uuid.uuid4().hex
+        request["id"] = given if REQUEST_ID.match(given) else os.urandom(16).hex()
         request["model"], request["run"], request["key"], status = "-", "-", None, CLIENT_GONE
         try:
             response = await self._answered(request)
@@ -125,7 +125,7 @@ class Gateway:
         self._counts.add(request["model"], request["run"], status, seconds)
         key = request["key"].name if request["key"] else "-"
         line = f"{request['id']} key={key} {request.method} {request.path!r} model={request['model']}"
-        print(f"{line} run={request['run']} {status} {seconds:.3f}s", file=sys.stderr, flush=True)
+        sys.stderr.write(f"{line} run={request['run']} {status} {seconds:.3f}s\n")  # print would write the end apart
 
     async def _health(self, _: web.BaseRequest) -> web.Response:
         return web.json_response({"status": "ok"})
@@ -221,6 +221,8 @@ async def _go_on(request: web.BaseRequest) -> None:
 
 
 async def _body(request: web.BaseRequest) -> bytes:
+    if request.content.is_eof():  # it came with the head
+        return await request.read()
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             return await request.read()

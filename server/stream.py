@@ -18,6 +18,7 @@ CLIENT_GONE = 499  # nginx's code; only the log and the counters see it
 EVENTS = "text/event-stream"
 MOST_UNREAD, FEW_UNREAD = 1 << 16, 1 << 14  # bytes that a client has not taken: the engine waits, and goes on
 LOOK_S = 0.05  # between two looks at a client that reads slowly
+LAST_CHUNK = b"0\r\n\r\n"
 
 
 class EventStream(web.StreamResponse):
@@ -38,6 +39,7 @@ class EventStream(web.StreamResponse):
         lines += ["Transfer-Encoding: chunked"] if self._has_chunks else []
         lines += [] if self._stays else ["Connection: close"]
         self._head = "\r\n".join([*lines, "", ""]).encode()
+        self._is_ended = not self._has_chunks
         reply.expect(EVENTS, self._pass_on)
 
     async def passed_on(self) -> None:
@@ -66,7 +68,10 @@ class EventStream(web.StreamResponse):
         self._engine.last_output_at = time.monotonic()
         if self._client.is_closing():
             return
-        self._write(self._framed(piece))
+        data = self._framed(piece)
+        if self._reply.is_whole and not self._is_ended:
+            self._is_ended, data = True, data + LAST_CHUNK  # no send of its own
+        self._write(data)
         if self._client.get_write_buffer_size() > MOST_UNREAD:
             self._reply.pause()
 
@@ -94,9 +99,10 @@ class EventStream(web.StreamResponse):
         """Nothing is left to do."""
 
     async def write_eof(self, data: bytes = b"") -> None:
-        """The last chunk, which is empty."""
-        if self._has_chunks and not self._client.is_closing():
-            self._client.write(b"0\r\n\r\n")
+        """The last chunk, which is empty, if it is not gone yet."""
+        if not self._is_ended and not self._client.is_closing():
+            self._is_ended = True
+            self._client.write(LAST_CHUNK)
 
 
 def _gone() -> ApiError:

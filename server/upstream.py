@@ -17,7 +17,7 @@ from server.engine import EnginePlan
 
 CONNECT_TIMEOUT_S = 5.0
 LATER_S = 0.002  # the engine has read the request by then, and computes
-MOST_HELD = 16  # pieces that nobody has asked for yet
+MOST_HELD = 4  # pieces that nobody has asked for yet, each of what was read at once
 _HEAD = (
     "POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAuthorization: Bearer {key}\r\n"
     "Content-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
@@ -49,9 +49,15 @@ class Reply(asyncio.Protocol):
         self._sink: Callable[[bytes], None] = self._hold
         self._pieces: list[bytes] = []
         self._keep: Callable[[bytes], None] = self._hold
+        self._came: list[bytes] = []  # of the body, by the bytes that were just read
         self._is_whole, self._is_lost = False, False
         self._halted = asyncio.Event()  # nothing more comes: the end, or `pause`
         self._transport: asyncio.Transport | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing more comes than what `sink` is being handed."""
+        return self._is_whole
 
     @property
     def is_open(self) -> bool:
@@ -69,8 +75,8 @@ class Reply(asyncio.Protocol):
             self._transport.abort()
 
     def expect(self, content_type: str, sink: Callable[[bytes], None]) -> None:
-        """Hand every piece of the body to `sink` if the status is 200 and the type this one. To be said before the next
-        turn of the event loop.
+        """Hand what comes of the body to `sink`, once for all that is read at once, if the status is 200 and the type
+        this one. To be said before the next turn of the event loop.
         """
         self._expected, self._sink = content_type, sink
 
@@ -131,7 +137,12 @@ class Reply(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        self._parser.feed_data(data)
+        try:
+            self._parser.feed_data(data)
+        finally:
+            if self._came:
+                piece, self._came = b"".join(self._came), []
+                self._keep(piece)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_lost = not self._is_whole
@@ -151,7 +162,7 @@ class Reply(asyncio.Protocol):
         self._answers.set()
 
     def on_body(self, piece: bytes) -> None:
-        self._keep(piece)
+        self._came.append(piece)
 
     def on_message_complete(self) -> None:
         self._is_whole = True

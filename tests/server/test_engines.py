@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from modelstore import ArtifactSpec, Store, UserError
+from modelstore.machine import cpu_threads
 from server import choose, vllm
 from server.choose import (
     CPU_SLOTS,
@@ -279,7 +280,9 @@ def test_an_adapter_is_taken_where_merged_weights_would_not_fit(store: Store, mo
     assert any(line.startswith("weights: adapter, because") for line in said)
 
 
-def test_a_llama_server_with_cuda_gets_all_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_llama_server_with_cuda_gets_all_layers_and_one_thread(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     program = tmp_path / "llama-server"
     program.write_text(
         "#!/bin/sh\necho 'Available devices:'\necho '  CUDA0: NVIDIA H100 (81000 MiB, 80000 MiB free)'\n"
@@ -288,6 +291,13 @@ def test_a_llama_server_with_cuda_gets_all_layers(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("TUNESHIP_LLAMA_SERVER", str(program))
     assert choose_layers(None) == (999, "llama-server was built for CUDA0: NVIDIA H100 (81000 MiB, 80000 MiB free)")
     assert choose_layers(7) == (7, "")
+    wish, said = choose.choose(Asked("llamacpp"), store, "current", follows=True)
+    assert (wish.options.gpu_layers, wish.options.threads) == (999, 1)
+    assert "threads: 1, because all layers are on the GPU" in said
+    few = choose.choose(Asked("llamacpp", gpu_layers=7), store, "current", follows=True)[0]
+    assert few.options.threads == cpu_threads()
+    asked = choose.choose(Asked("llamacpp", threads=3), store, "current", follows=True)[0]
+    assert asked.options.threads == 3
     plain = tmp_path / "plain"
     plain.write_text("#!/bin/sh\necho 'Available devices:'\n")
     plain.chmod(0o755)
