@@ -93,12 +93,13 @@ met the other too; on processors (--apart) each had a server to itself.
 
 SLOT_RESULTS = {
     "slots-gpu-before": "the gateway before it chose slots",
-    "gateway-gpu-llamacpp-BF16-paused-8": "the gateway",
+    "slots-gpu-after": "the gateway",
     "slots-cpu": "the gateway",
 }
 
 
 def latency(result: dict[str, Any]) -> str:
+    """Of a stub that answers after 10 ms."""
     lines = [
         f"| {each['gateway']} | {each['ttft_ms']['direct']} ms | {each['ttft_ms']['gateway']} ms | "
         f"{each['added_ms']} ms | {each['cpu_ms_of_a_request']} ms |"
@@ -115,6 +116,58 @@ request; medians.
 |---|---|---|---|---|
 {chr(10).join(lines)}
 """
+
+
+def real_latency(result: dict[str, Any]) -> str:
+    """Of llama.cpp on a GPU."""
+    lines = [
+        f"| {each['gateway']} | {each['connections']} | {each['threads']} | {each['ttft_ms']['direct']} ms | "
+        f"{each['ttft_ms']['gateway']} ms | {each['ratio']:.3f} ({each['ratio_interval'][0]:.3f} to "
+        f"{each['ratio_interval'][1]:.3f}) | {each['cpu_ms_of_a_request']} ms |"
+        for each in result["series"]
+    ]
+    return f"""## What the gateway adds to a request on a GPU
+
+{source(result)} {result["gpu"]}.
+
+llama.cpp asked directly and through the gateway in turn, {result["series"][0]["requests"]} times each, 500 words a
+prompt; ratios of medians with 95% bootstrap intervals over pairs. A connection that is kept is what openai's client
+has with the gateway; llama.cpp itself ends its own after every stream.
+
+| gateway of commit | connections | engine's threads | TTFT, direct | through | through/direct | gateway's CPU for a \
+request |
+|---|---|---|---|---|---|---|
+{chr(10).join(lines)}
+"""
+
+
+def threads(results: Path) -> str:
+    """What more threads are to llama.cpp whose layers are all on a GPU."""
+    found = [json.loads((results / f"{name}.json").read_text()) for name in THREAD_RESULTS]
+    lines = []
+    for result in found:
+        case = result["cases"][0]
+        for streams in dict.fromkeys(load["streams"] for load in case["loads"]):
+            loads = [load for load in case["loads"] if load["streams"] == streams]
+            for path in ("direct", "gateway"):
+                rates = [load["output_tokens_per_s"] for load in loads if load["path"] == path]
+                times = [f"{median(loads, path, name):.1f} ms" for name in ("ttft_ms_p50", "itl_ms_p50")]
+                rate = f"{statistics.median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f})"
+                point = [str(each) for each in (case["threads"], streams, path, len(rates))]
+                lines.append(f"| {' | '.join([*point, rate, *times])} |")
+    return f"""## llama.cpp's threads with all layers on a GPU
+
+{(2 * chr(10)).join(map(source, found))}
+
+Each with an engine of its own; medians over rounds, with the least and the most.
+
+| threads | streams | asked | rounds | tokens/s | TTFT | between tokens |
+|---|---|---|---|---|---|---|
+{chr(10).join(lines)}
+"""
+
+
+THREAD_RESULTS = ("threads-gpu-16", "gateway-gpu-llamacpp-BF16")
 
 
 def overhead(results: list[dict[str, Any]]) -> str:

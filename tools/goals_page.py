@@ -189,7 +189,22 @@ def _serving(read: dict[str, Any]) -> list[Row]:
             f"{failed} failed",
         ),
         *(_through(result) for name, result in sorted(read.items()) if name.startswith("gateway-gpu")),
+        *(_alone(read["gateway-latency-gpu"], each) for each in read["gateway-latency-gpu"]["series"][-2:]),
     ]
+
+
+def _alone(result: dict[str, Any], series: dict[str, Any]) -> Row:
+    """A request at a time through the gateway."""
+    low, high = series["ratio_interval"]
+    return (
+        f"{result['gpu'].split()[1]}: llamacpp-BF16, one request at a time, a connection that is "
+        f"{series['connections']}: first token through the gateway against the bare engine",
+        f"{series['ratio']:.3f} times ({low:.3f} to {high:.3f}), {series['requests']} pairs",
+        "2%",
+        high <= 1.02,
+        f"the median lies {'within' if series['ratio'] <= 1.02 else 'beyond'} it; measured with the gateway of commit "
+        f"{series['gateway']}",
+    )
 
 
 def _through(result: dict[str, Any]) -> Row:

@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from tools.gateway_page import latency, overhead, rounds, slots
+from tools.gateway_page import latency, overhead, real_latency, rounds, slots, threads
 from tools.page_parts import cell, goal, labelled, median, source
 
 KINDS = ("gpu", "cpu")
@@ -19,6 +19,7 @@ def serving(results: Path) -> list[str]:
         "vllm-starts.json": _vllm_starts,
         "vllm-waiting.json": _vllm_waiting,
         "gateway-latency.json": latency,
+        "gateway-latency-gpu.json": real_latency,
         "against-llama-cpp-server.json": _against,
         "soak.json": _soak,
         "start-to-ready.json": _starts,
@@ -36,6 +37,7 @@ def serving(results: Path) -> list[str]:
         *(_engines(several) for several in served if several),
         *([rounds(through)] if through else []),
         *([slots(results)] if (results / "slots-cpu.json").exists() else []),
+        *([threads(results)] if (results / "threads-gpu-16.json").exists() else []),
         *([overhead(pairs)] if pairs else []),
         *(section(json.loads(path.read_text())) for path, section in found if path.exists()),
     ]
