@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from email.utils import formatdate
+from functools import lru_cache
 
 from aiohttp import HttpVersion11, web
 
@@ -34,7 +35,7 @@ class EventStream(web.StreamResponse):
         self._client, self._reply, self._engine = request.transport, reply, engine
         self._has_chunks = request.version >= HttpVersion11
         self._stays = self._has_chunks and request.keep_alive
-        lines = ["HTTP/1.1 200 OK", f"Content-Type: {EVENTS}", f"Date: {formatdate(usegmt=True)}"]
+        lines = ["HTTP/1.1 200 OK", f"Content-Type: {EVENTS}", f"Date: {_date(int(time.time()))}"]
         lines += [f"x-request-id: {request['id']}", "Cache-Control: no-store", "X-Accel-Buffering: no"]
         lines += ["Transfer-Encoding: chunked"] if self._has_chunks else []
         lines += [] if self._stays else ["Connection: close"]
@@ -103,6 +104,11 @@ class EventStream(web.StreamResponse):
         if not self._is_ended and not self._client.is_closing():
             self._is_ended = True
             self._client.write(LAST_CHUNK)
+
+
+@lru_cache(maxsize=1)
+def _date(second: int) -> str:
+    return formatdate(second, usegmt=True)
 
 
 def _gone() -> ApiError:
