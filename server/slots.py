@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-Said = list[tuple[int, int]]  # of each message: a hash of it and of all before it, and the characters up to its end
-_NOTHING: Said = [(0, 0)]
+GRAINS = 16  # of a conversation: what two have in common counts in these, so that no single word decides
 READS_S = 0.05  # in which llama.cpp has read a request and put it into its queue
 LEAVES_S = 1.5  # llama.cpp looks once a second whether an answer's client is still there, and computes on till then
 
@@ -34,7 +33,7 @@ class Slots:
         self._pass_costs = pass_costs
         self._free = dict.fromkeys(range(count))  # idle longest first; of what was told
         self._busy: set[int] = set()
-        self._held: list[Said] = [_NOTHING] * count
+        self._held = [""] * count  # the conversation that each slot read last
         self._left: dict[int, float] = {}  # until when the engine may still be at what nobody waits for
         self._unknown, self._unknown_until = 0, 0.0  # requests whose slots the engine chose
         self._told_at = 0.0
@@ -84,21 +83,22 @@ class Slots:
         for slot in self._busy:
             for next_one in (slot - 1, slot + 1):
                 beside[next_one] = beside.get(next_one, 0) + self._pass_costs
-        said, left, found, most = _said(body), self._left, None, -1
-        begins = said[0]
+        text, found, most = _said(body), None, -1
+        grain = max(1, len(text) // GRAINS)
+        start: str | None = ""  # of what a slot must hold to be the better one, where no neighbour is at work
         for slot in self._free:
-            if slot in left:
+            if slot in self._left:
                 continue
             saved, held = beside.get(slot, 0), self._held[slot]
-            if held[0] == begins:
-                saved += _shared(held, said)
-            if saved > most:
-                found, most = slot, saved
+            needed = _start(text, most - saved, grain) if saved else start
+            if needed is not None and held.startswith(needed):
+                found, most = slot, saved + _in_common(held, text, len(needed), grain)
+                start = _start(text, most, grain)
         if found is not None:
             del self._free[found]
             self._busy.add(found)
             self._told_at = now
-            self._held[found] = said
+            self._held[found] = text
         return found
 
 
@@ -109,21 +109,24 @@ def _sequences(body: dict[str, Any]) -> int:
     return max(1, texts) * answers
 
 
-def _said(body: dict[str, Any]) -> Said:
-    told, size, found = 0, 0, []
-    for message in body.get("messages") or [{"content": body.get("prompt")}]:
-        content = message.get("content")
-        text = content if isinstance(content, str) else repr(content)
-        told, size = hash((told, message.get("role"), text)), size + len(text)
-        found.append((told, size))
-    return found
+def _said(body: dict[str, Any]) -> str:
+    """All that the engine is to read, as one text."""
+    messages = body.get("messages") or [{"content": body.get("prompt")}]
+    return "\n".join(f"{message.get('role')}\n{_text(message.get('content'))}" for message in messages)
 
 
-def _shared(held: Said, said: Said) -> int:
-    """Characters of the messages with which both begin."""
-    size = 0
-    for (before, _), (now, upto) in zip(held, said, strict=False):
-        if before != now:
-            break
-        size = upto
-    return size
+def _text(content: Any) -> str:
+    return content if isinstance(content, str) else repr(content)
+
+
+def _start(text: str, saved: int, grain: int) -> str | None:
+    """The least part of it, in whole grains, that is longer than `saved`; None where the whole is not."""
+    least = max(0, (saved // grain + 1) * grain)
+    return text[:least] if least <= len(text) else None
+
+
+def _in_common(held: str, text: str, known: int, grain: int) -> int:
+    """Characters with which both begin, in whole grains; the first `known` are the same."""
+    while known + grain <= len(text) and held.startswith(text[known : known + grain], known):
+        known += grain
+    return known

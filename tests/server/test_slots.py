@@ -6,6 +6,7 @@ import json
 import random
 import time
 import urllib.request
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -71,6 +72,20 @@ def test_a_conversation_goes_on_where_it_was_unless_passes_cost_more() -> None:
             # slot 2 holds this conversation, slot 1 is beside the one at work
             assert taken(slots, around, asks(long, "and then?")) == expected
             first.close()
+
+
+@pytest.mark.parametrize("as_body", [asks, lambda text: {"prompt": text}], ids=["chat", "completion"])
+def test_prompts_that_begin_with_the_same_document_share_its_slot(as_body: Callable[[str], dict[str, Any]]) -> None:
+    slots, documents = Slots(4), ["manual " * 300, "handbook " * 300]
+    put = []
+    for question in ("who?", "where, and when?", "why?"):
+        for document in documents:
+            with slots.taking(as_body(document + question)) as where:
+                put.append(where["id_slot"])
+    assert put == [0, 1] * 3
+    # a word in common decides nothing: the slot that was idle longest
+    with slots.taking(as_body("manual work " + "by night " * 50)) as where:
+        assert where == {"id_slot": 2}
 
 
 def test_nobody_is_told_a_slot_while_the_engine_has_chosen_any() -> None:
