@@ -20,7 +20,7 @@ LEAVES_S = 1.5  # llama.cpp looks once a second whether an answer's client is st
 class Slots:
     """The slots of one process, and which of them are taken.
 
-    A new request gets the one that splits the fewest passes off, unless another holds so much of its conversation that
+    A new request gets the one that splits the fewest passes off, unless another begins with so much of its text that
     reading that again would take longer: `pass_costs` is how many characters of prompt are read in the time that one
     more pass takes for every token of an answer. Of equals it gets the one that was idle longest.
 
@@ -73,7 +73,7 @@ class Slots:
             self._unknown -= 1
 
     def _choice(self, body: dict[str, Any]) -> int | None:
-        """The surely free slot that saves most, in characters of prompt; less than 20 us with 64 slots."""
+        """The surely free slot that saves most, in characters of prompt; some 20 us with 64 slots."""
         now = time.monotonic()
         if self._unknown or now < self._unknown_until or _sequences(body) > 1:
             return None

@@ -182,8 +182,8 @@ def _soak(result: dict[str, Any]) -> str:
 {source(result)}
 
 {result["what"]}, {result["seconds"] / 60:.1f} minutes: {result["requests"]} requests, {failures} failures,
-{result["tokens_per_s"]} tokens/s, at a load average of {min(loads)} to {max(loads)}. Memory is PSS; each engine fills
-its caches meanwhile, of which the one for prompts may take 256 MiB.
+{result["tokens_per_s"]} tokens/s, at a load average of {min(loads)} to {max(loads)}. Memory is PSS; each engine
+fills its slots' caches meanwhile.
 
 | after | gateway, MB | engines, MB |
 |---|---|---|
