@@ -7,9 +7,10 @@ usage: .venv/server/bin/python benchmarks/gateway_latency.py [--requests 1000] [
 
 The engine is benchmarks/stub_engine.py, whose first token comes after 10 ms, because a real one's varies by more than
 this; with --real it is what `server serve` chooses for the store's run. With --keep the client keeps its connections
-where the server does, as openai's client does: llama.cpp closes its own after every stream. Prompts have 500 words,
-answers two tokens. Prints one JSON document: medians and quartiles of the time to the first token, a bootstrap interval
-of the ratio of medians, and the gateway's processor time for a request. Wants a quiet machine.
+where the server does, as proxies do and clients that read a stream to its end; openai's client ends its own at the
+stream's [DONE], llama.cpp after every stream. Prompts have 500 words, answers two tokens. Prints one JSON document:
+medians and quartiles of the time to the first token, a bootstrap interval of the ratio of medians, and the gateway's
+processor time for a request. Wants a quiet machine.
 """
 
 from __future__ import annotations

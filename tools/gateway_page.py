@@ -131,8 +131,8 @@ def real_latency(result: dict[str, Any]) -> str:
 {source(result)} {result["gpu"]}.
 
 llama.cpp asked directly and through the gateway in turn, {result["series"][0]["requests"]} times each, 500 words a
-prompt; ratios of medians with 95% bootstrap intervals over pairs. A connection that is kept is what openai's client
-has with the gateway; llama.cpp itself ends its own after every stream.
+prompt; ratios of medians with 95% bootstrap intervals over pairs. Proxies keep their connections, and clients
+that read a stream to its end; openai's client (3.54) ends its own at a stream's [DONE], llama.cpp after every stream.
 
 | gateway of commit | connections | engine's threads | TTFT, direct | through | through/direct | gateway's CPU for a \
 request |
