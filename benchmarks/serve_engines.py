@@ -72,18 +72,18 @@ def asked(case: str, slots: int | None = None, threads: int | None = None) -> As
     """What a user would say on the command line for this case."""
     engine, _, rest = case.partition("-")
     kind, _, quantization = rest.partition("-")
+    wanted = Asked(engine, slots=slots, threads=threads, context_tokens=CONTEXT)
     if engine == "llamacpp":
-        return Asked(engine, quantization=rest, slots=slots, threads=threads, context_tokens=CONTEXT)
-    wanted = Asked(engine, weights=kind, quantization=quantization or None, context_tokens=CONTEXT)
-    return replace(wanted, slots=slots, threads=threads)
+        return replace(wanted, quantization=rest)
+    return replace(wanted, weights=kind, quantization=quantization or None)
 
 
 @contextmanager
-def served(asked: Asked, store: Store, ref: str) -> Iterator[Running]:
+def served(wanted: Asked, store: Store, ref: str) -> Iterator[Running]:
     """The run behind what was asked for, in a process of its own."""
     from server.engine import free_port
 
-    wish, _ = choose(asked, store, ref, follows=False)
+    wish, _ = choose(wanted, store, ref, follows=False)
     plan, port = plan_serving(store, ref, wish), free_port()
     began = time.monotonic()
     process = multiprocessing.get_context("spawn").Process(target=run_gateway, args=(plan, port))

@@ -35,7 +35,7 @@ import aiohttp
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.serving import a_store, cpu_s, described, family, run_gateway
+from benchmarks.serving import a_store, bootstrap, cpu_s, described, family, run_gateway
 from modelstore import Store
 from modelstore.machine import cpu_threads
 from server.engine import EngineOptions
@@ -88,7 +88,7 @@ async def load(endpoint: Endpoint, waits_s: list[float], tokens: int, gateway_pi
     """One request after each of `waits_s`."""
 
     async def begun(wait_s: float) -> tuple[float, int]:
-        # letters, because a number's first digit is a token of its own, which another slot has read half of the time
+        # letters, because a number's first digit is a token of its own, which one of the slots has often read
         prompt = f"{''.join(random.choices(ascii_lowercase, k=12))}: tell a story about a harbour, please."
         await asyncio.sleep(wait_s)
         return await one(session, endpoint, prompt, tokens)
@@ -143,14 +143,9 @@ def compare(
 
 
 def interval(ratios: list[float]) -> dict[str, float]:
-    """Median, and the middle 95% of the medians of 2,000 resamples."""
-    drawn = random.Random(1)
-    medians = sorted(statistics.median(drawn.choices(ratios, k=len(ratios))) for _ in range(2000))
-    return {
-        "median": round(statistics.median(ratios), 4),
-        "low": round(medians[50], 4),
-        "high": round(medians[1949], 4),
-    }
+    """Median, and the middle 95% of the medians of resamples."""
+    low, high = bootstrap(ratios, statistics.median)
+    return {"median": round(statistics.median(ratios), 4), "low": low, "high": high}
 
 
 def wait_until_ready(url: str) -> float:

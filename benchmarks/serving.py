@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import platform
+import random
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -25,6 +26,8 @@ from modelstore.machine import cpu_threads
 from server.keys import KeyRing
 from server.plan import ServePlan, listen
 from tests.server.conftest import ROOT, build_store, free_port
+
+Seen = TypeVar("Seen")
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,13 @@ def cpu_s(pid: int) -> float:
     """Processor seconds that the threads of the process have used, to the microsecond (/proc/PID/stat has 10 ms)."""
     threads = Path(f"/proc/{pid}/task").iterdir()
     return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
+
+
+def bootstrap(seen: Sequence[Seen], statistic: Callable[[Sequence[Seen]], float]) -> tuple[float, float]:
+    """The middle 95% of the statistic over 2,000 resamples."""
+    drawn = random.Random(1)
+    found = sorted(statistic(drawn.choices(seen, k=len(seen))) for _ in range(2000))
+    return round(found[50], 4), round(found[1949], 4)
 
 
 def described(what: str, store: Path, ref: str = "current") -> dict[str, Any]:

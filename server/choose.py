@@ -59,7 +59,7 @@ def choose(asked: Asked, store: Store, ref: str, follows: bool) -> tuple[Wish, l
         layers, why = choose_layers(asked.gpu_layers)
         said += [f"GPU layers: {layers}, because {why}"] if why else []
         options = replace(options, gpu_layers=layers)
-        if layers >= ALL_LAYERS and not asked.threads:
+        if layers and asked.gpu_layers is None and not asked.threads:
             options = replace(options, threads=GPU_THREADS)
             said.append(f"threads: {GPU_THREADS}, because all layers are on the GPU")
     elif asked.gpu_layers is not None:

@@ -42,7 +42,7 @@ def main() -> None:
 @click.option(
     "--threads",
     type=click.IntRange(1),
-    help="Default: the processors this container may use; 1 for llama.cpp with all layers on a GPU.",
+    help="Default: the processors this container may use; 1 where llama.cpp gets all layers on a GPU.",
 )
 @click.option(
     "--gpu-layers", type=click.IntRange(0), help="llama.cpp's layers on the GPU. Default: all, if it has one."

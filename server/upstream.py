@@ -50,14 +50,10 @@ class Reply(asyncio.Protocol):
         self._pieces: list[bytes] = []
         self._keep: Callable[[bytes], None] = self._hold
         self._came: list[bytes] = []  # of the body, by the bytes that were just read
-        self._is_whole, self._is_lost = False, False
+        self.is_whole = False  # nothing more comes than what `sink` is being handed
+        self._is_lost = False
         self._halted = asyncio.Event()  # nothing more comes: the end, or `pause`
         self._transport: asyncio.Transport | None = None
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether nothing more comes than what `sink` is being handed."""
-        return self._is_whole
 
     @property
     def is_open(self) -> bool:
@@ -119,12 +115,12 @@ class Reply(asyncio.Protocol):
         await self._halted.wait()
         if self._is_lost:
             raise BrokenOff
-        return self._is_whole
+        return self.is_whole
 
     @property
     def _is_coming(self) -> bool:
         stands = self._transport is not None and not self._transport.is_closing()
-        return stands and not self._is_whole and not self._is_lost
+        return stands and not self.is_whole and not self._is_lost
 
     def _hold(self, piece: bytes) -> None:
         self._pieces.append(piece)
@@ -145,7 +141,7 @@ class Reply(asyncio.Protocol):
                 self._keep(piece)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._is_lost = not self._is_whole
+        self._is_lost = not self.is_whole
         self._answers.set()
         self._halted.set()
 
@@ -165,7 +161,7 @@ class Reply(asyncio.Protocol):
         self._came.append(piece)
 
     def on_message_complete(self) -> None:
-        self._is_whole = True
+        self.is_whole = True
         self._halted.set()
 
 
